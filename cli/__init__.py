@@ -1,0 +1,1 @@
+"""How a person starts the commands: flags, configs, exit statuses, the run's folder."""

@@ -1,0 +1,138 @@
+"""Flags, and what becomes of a mistake: exit status 2 and at most three lines, before anything is compiled or written."""
+
+import ast
+import difflib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags
+
+from errors import UserError
+
+
+def run(main: Callable[[list[str]], int]) -> None:
+    """Runs a command and exits with its status; a UserError is printed and becomes status 2."""
+    try:
+        status = main(sys.argv)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        status = 2
+    except BrokenPipeError:  # the reader of our output, `head` say, has had enough
+        sys.stderr.close()
+        status = 0
+    sys.exit(status)
+
+
+def parse(argv: Sequence[str], defaults: dict[str, Any], usage: str) -> dict[str, Any]:
+    """The values of the flags, each of the type of its default; a wrong one, or a stray word, raises UserError.
+
+    Args:
+        defaults: flag name to default: a string, int, float, bool or tuple.
+        usage: what `--help` prints before the list of flags.
+    """
+    values = flags.FlagValues()
+    for name, default in defaults.items():
+        flags.DEFINE(_Value(name, default), name, default, "", flag_values=values)
+    if any(word in ("--help", "-help", "--helpfull", "-h") for word in argv[1:]):
+        print(usage.strip(), "\n\nFlags and their defaults:")
+        for name, default in defaults.items():
+            print(f"  --{name}={default}")
+        sys.exit(0)
+    try:
+        rest = values(list(argv))[1:]
+    except flags.UnrecognizedFlagError as error:
+        near = difflib.get_close_matches(error.flagname, defaults, n=1, cutoff=0.5)
+        mend = f"Did you mean --{near[0]}?" if near else "--help lists the flags."
+        raise UserError(f"--{error.flagname}", "no such flag", mend) from error
+    except flags.Error as error:
+        raise _flag_error(str(error), defaults) from error
+    if rest:
+        mend = "Give every value with its flag: --name=value."
+        raise UserError("command line", f"stray word{'s' * (len(rest) > 1)} {' '.join(map(repr, rest))}", mend)
+    flags.FLAGS.mark_as_parsed()  # libraries that look at absl's own flags want them parsed
+    return {name: values[name].value for name in defaults}
+
+
+def given(argv: Sequence[str], name: str) -> str:
+    """What the command line says of one flag, before the flags are known: a config or a run decides which there are."""
+    found = ""
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        match = re.fullmatch(rf"--?{re.escape(name)}(=(.*))?", word)
+        if match:
+            found = match[2] if match[1] else following
+    return found
+
+
+def _flag_error(message: str, defaults: dict[str, Any]) -> UserError:
+    """absl's complaint as field, value and mend."""
+    wrong = re.match(r"flag --([\w.]+)=(.*?): (.*)", message, re.DOTALL)
+    if wrong:
+        return UserError(f"--{wrong[1]}", repr(wrong[2]), wrong[3])
+    missing = re.search(r"--?([\w.]+)", message)
+    name = missing[1] if missing else ""
+    example = f"--{name}={defaults.get(name, '…')}"
+    return UserError(f"--{name}", "the value is missing", f"Give it as {example}.")
+
+
+class _Value(flags.ArgumentParser):
+    """A value of the type of its default, and nothing that only looks like one."""
+
+    syntactic_help = ""
+
+    def __init__(self, name: str, default: Any):
+        super().__init__()
+        self._kind = type(default)
+
+    def parse(self, argument: Any) -> Any:
+        if not isinstance(argument, str):
+            return argument
+        return PARSERS[self._kind](argument.strip() if self._kind is not str else argument)
+
+    def flag_type(self) -> str:
+        return self._kind.__name__
+
+
+def _parse_bool(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError("Give true or false.")
+    return text.lower() == "true"
+
+
+def _parse_int(text: str) -> int:
+    number = _parse_float(text, "Give a whole number.")
+    if number != int(number):
+        raise ValueError("Give a whole number.")
+    return int(text.replace("_", "")) if re.fullmatch(r"[+-]?[\d_]+", text) else int(number)
+
+
+def _parse_float(text: str, mend: str = "Give a number.") -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(mend) from None
+    if number != number or number in (float("inf"), float("-inf")):
+        raise ValueError(mend)
+    return number
+
+
+def _parse_tuple(text: str) -> tuple[Any, ...]:
+
+
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = None
+    if not isinstance(value, (tuple, list)):
+        raise ValueError("Give a tuple: \"(('.*/bias', 0), ('.*', 1))\".")
+    return tuple(tuple(item) if isinstance(item, list) else item for item in value)
+
+
+PARSERS: dict[type, Callable[[str], Any]] = {
+    bool: _parse_bool,
+    int: _parse_int,
+    float: _parse_float,
+    str: str,
+    tuple: _parse_tuple,
+}

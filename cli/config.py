@@ -1,0 +1,193 @@
+"""From a config file and the command line to one checked config.
+
+A field's value is the command line's, else the file's, else that of the model's dataclass or of configs/base.py.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cli import commandline
+from errors import UserError
+from models import MODELS
+from tasks import TASKS
+from training.optimizer import OPTIMIZERS, SCHEDULES
+
+# What may differ between two starts of one run; see README.
+MAY_CHANGE = ("train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep")
+
+
+def from_command_line(argv: Sequence[str], usage: str) -> tuple[ConfigDict, Path]:
+    """The checked config and the workdir of `train.py`'s arguments."""
+    flag_names = {"config": "", "workdir": ""}
+    chosen = commandline.given(argv, "config")
+    if not chosen:
+        if any(word.lstrip("-").startswith("h") for word in argv[1:]):
+            commandline.parse(argv, flag_names, usage)
+        raise UserError("--config", "is missing", "Name an experiment: --config=configs/bert_mlm.py")
+    config, path, variant = _load(chosen)
+    _complete_model(config, commandline.given(argv, "config.model.name"))
+    defaults = flag_names | {f"config.{name}": value for name, value in flatten(config).items()}
+    values = commandline.parse(argv, defaults, usage)
+    for name, value in values.items():
+        if name.startswith("config."):
+            _set(config, name.removeprefix("config."), value)
+    check(config)
+    workdir = values["workdir"] or Path("runs") / "-".join(filter(None, (path.stem, variant)))
+    return config, Path(workdir)
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """`{"train.steps": 100, …}`; tuples stay whole."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, (ConfigDict, dict)):
+            flat |= {f"{key}.{name}": leaf for name, leaf in flatten(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def as_json(config: Any) -> dict[str, Any]:
+    """The config as config.json holds it: tuples are lists."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """What keeps two configs from being the same run, as `train.batch_size 32 -> 64`."""
+    before, after = (flatten(as_json(config)) for config in (old, new))
+    return [
+        f"{name} {before.get(name, '(none)')} -> {after.get(name, '(none)')}"
+        for name in sorted(before.keys() | after.keys())
+        if name not in MAY_CHANGE and before.get(name) != after.get(name)
+    ]
+
+
+def resolve_steps(config: ConfigDict, rows: int) -> None:
+    """Turns `train.epochs` into `train.steps`, now that the number of rows is known, and checks the warm-up with it."""
+    train = config.train
+    if train.epochs:
+        train.steps = max(1, round(train.epochs * rows / train.batch_size))
+    if config.optimizer.warmup_steps > train.steps:
+        value = f"{config.optimizer.warmup_steps} of {train.steps} steps"
+        raise UserError("config.optimizer.warmup_steps", value, "Make the warm-up shorter than the run.")
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for the first value that is out of its range."""
+    flat = flatten(config)
+    for name, (fits, mend) in RANGES.items():
+        if not fits(flat[name]):
+            raise UserError(f"config.{name}", repr(flat[name]), mend)
+    train = config.train
+    if bool(train.steps) == bool(train.epochs):
+        value = f"{train.steps}, and config.train.epochs {train.epochs}"
+        raise UserError("config.train.steps", value, "Give one of the two, and 0 for the other.")
+    if train.batch_size % train.accumulate:
+        value = f"{train.accumulate} micro-batches do not divide batch_size {train.batch_size}"
+        raise UserError("config.train.accumulate", value, "Choose a divisor of the batch size.")
+    if config.optimizer.schedule == "exponential" and not config.optimizer.final_share > 0:
+        raise UserError("config.optimizer.final_share", "0 with schedule exponential", "Give a share above 0: 0.01.")
+    if train.steps:
+        resolve_steps(config, rows=0)
+
+
+Range = tuple[Callable[[Any], bool], str]
+
+
+def _at_least(lowest: int) -> Range:
+    return (lambda value: value >= lowest), f"Give a number of at least {lowest}."
+
+
+def _one_of(*choices: str) -> Range:
+    return (lambda value: value in choices), f"Choose {', '.join(choices)}."
+
+
+_POSITIVE: Range = (lambda value: value > 0), "Give a number above 0."
+_SHARE: Range = (lambda value: 0 <= value < 1), "Give a share from 0 to below 1."
+
+RANGES: dict[str, Range] = {
+    "seed": _at_least(0),
+    "task": _one_of(*TASKS),
+    "dtype": _one_of("float32", "bfloat16"),
+    "data.train": (bool, "Name a source, such as text:PATH or pydocs."),
+    "data.document": _one_of("paragraph", "line", "file"),
+    "data.holdout": _one_of("hash", "tail"),
+    "data.holdout_share": ((lambda value: 0 < value < 1), "Give a share between 0 and 1, such as 0.05."),
+    "data.seq_len": _at_least(8),
+    "optimizer.name": _one_of(*OPTIMIZERS),
+    "optimizer.learning_rate": _POSITIVE,
+    "optimizer.schedule": _one_of(*SCHEDULES),
+    "optimizer.warmup_steps": _at_least(0),
+    "optimizer.final_share": ((lambda value: 0 <= value <= 1), "Give a share from 0 to 1."),
+    "optimizer.b1": _SHARE,
+    "optimizer.b2": _SHARE,
+    "optimizer.epsilon": _POSITIVE,
+    "optimizer.weight_decay": _at_least(0),
+    "optimizer.clip_norm": _at_least(0),
+    "train.steps": _at_least(0),
+    "train.epochs": _at_least(0),
+    "train.batch_size": _at_least(1),
+    "train.accumulate": _at_least(1),
+    "train.log_every": _at_least(1),
+    "train.eval_every": _at_least(0),
+    "train.eval_batches": _at_least(0),
+    "train.checkpoint_every": _at_least(0),
+    "train.keep": _at_least(1),
+    "train.histogram_every": _at_least(0),
+    "mesh.data": ((lambda value: value == -1 or value > 0), "Give a number of devices, or -1 for all."),
+}
+
+
+def _load(chosen: str) -> tuple[ConfigDict, Path, str]:
+    """The config of `FILE.py[:VARIANT]`, with the file and the variant."""
+    name, _, variant = chosen.partition(".py:")
+    path = Path(name if name.endswith(".py") else f"{name}.py")
+    if not path.is_file():
+        known = sorted(p.as_posix() for p in Path(__file__).parent.parent.joinpath("configs").glob("*.py"))
+        names = [f"configs/{Path(p).name}" for p in known if Path(p).stem not in ("__init__", "base")]
+        near = difflib.get_close_matches(path.as_posix(), names, n=1) or names
+        raise UserError("--config", f"no file {path}", f"Did you mean {near[0]}?")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(variant) if variant else module.get_config()
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's own file does wrong
+        raise UserError(str(path), f"{type(error).__name__}: {error}", "Mend the config file.") from error
+    return config, path, variant
+
+
+def _complete_model(config: ConfigDict, other_name: str) -> None:
+    """Lists every field of the model's dataclass; with another model, the file's fields that it lacks are dropped."""
+    name = other_name or config.model.name
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=1) or sorted(MODELS)
+        raise UserError("config.model.name", repr(name), f"Did you mean {near[0]}? Models: {', '.join(MODELS)}.")
+    fields = {field.name: field.default for field in dataclasses.fields(MODELS[name].config)}
+    for key in list(config.model.keys()):
+        if key != "name" and key not in fields:
+            if name == config.model.name:
+                near = difflib.get_close_matches(key, fields, n=1) or sorted(fields)
+                raise UserError(f"config.model.{key}", f"{name} has no such field", f"Did you mean {near[0]}?")
+            del config.model[key]
+    for key, default in fields.items():
+        if key not in config.model:
+            config.model[key] = default
+
+
+def _set(config: ConfigDict, name: str, value: Any) -> None:
+    *sections, last = name.split(".")
+    for section in sections:
+        config = config[section]
+    with config.ignore_type():
+        config[last] = value

@@ -1,0 +1,57 @@
+"""Every common key with its default. An experiment starts from these and changes what it is about.
+
+Every key can be overridden on the command line, `--config.train.steps=500`, and so can every field of the named model's
+dataclass in `models/`, listed in the experiment or not.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0  # of the initial weights, the order, the masks and the dropout
+    config.task = ""  # mlm
+    config.dtype = "float32"  # of the computation: float32 | bfloat16; parameters and optimizer are float32
+
+    config.model = ConfigDict()
+    config.model.name = ""  # bert
+
+    config.data = ConfigDict()
+    config.data.train = ""  # pydocs | text:PATH | jsonl:PATH | csv:PATH | tsv:PATH | tfds:NAME[/CONFIG][@SPLIT]
+    config.data.valid = ""  # the same; empty: documents held out of the training source
+    config.data.test = ""  # the same; for eval.py --split=test
+    config.data.text = "text"  # the column of a jsonl, csv, tsv or tfds source that holds the text
+    config.data.document = "paragraph"  # what a document is in a text source: paragraph | line | file
+    config.data.holdout = "hash"  # which are held out: by hash of their content, or the tail
+    config.data.holdout_share = 0.05
+    config.data.tokenizer = "wordpiece:8192"  # wordpiece:N | unigram:N | bpe:N, trained on the training split; or a path
+    config.data.seq_len = 128  # tokens in a row
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"  # adamw | adam | sgd | rmsprop | lion | lamb | adafactor
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.schedule = "linear"  # constant | linear | cosine | rsqrt | exponential
+    config.optimizer.warmup_steps = 0
+    config.optimizer.final_share = 0.0  # of the learning rate, where linear, cosine and exponential end
+    config.optimizer.b1 = 0.9  # first moment; sgd's momentum
+    config.optimizer.b2 = 0.98  # second moment
+    config.optimizer.epsilon = 1e-6
+    config.optimizer.weight_decay = 0.01  # decoupled; for adam, sgd and rmsprop L2 in the gradient
+    config.optimizer.decay_rules = ((".*/(bias|scale)", 0), (".*", 1))  # first match over parameter paths
+    config.optimizer.clip_norm = 1.0  # largest global norm of the gradient; 0: no bound
+
+    config.train = ConfigDict()
+    config.train.steps = 0  # optimizer steps; or, if 0, …
+    config.train.epochs = 0.0  # … passes over the training rows
+    config.train.batch_size = 32  # rows over all devices
+    config.train.accumulate = 1  # micro-batches that a batch is split into, to save memory
+    config.train.log_every = 50
+    config.train.eval_every = 500  # 0: at the end alone
+    config.train.eval_batches = 0  # how many batches an evaluation in training takes; 0: all
+    config.train.checkpoint_every = 500  # 0: at the end alone
+    config.train.keep = 1  # newest checkpoints that are kept
+    config.train.histogram_every = 500  # histograms of parameters and gradients in TensorBoard; 0: none
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices that share a batch; -1: all there are
+    return config

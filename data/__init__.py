@@ -1,0 +1,1 @@
+"""What goes in: sources, tokenizers, NumPy transforms, and the pipeline that yields batches."""

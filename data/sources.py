@@ -1,0 +1,121 @@
+"""Sources of records: where documents come from, named by one word, so that own data need no code.
+
+A source has random access and a fingerprint of its content. Opening one is cheap: records are found and read when they
+are first asked for, so a second run, whose tokens are cached, never reads them.
+"""
+
+import difflib
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from data import files, pydocs, tfds
+from data.cache import fingerprint
+from errors import UserError
+
+Record = dict[str, Any]
+
+
+class Source(Protocol):
+    """Records by number. Each is a dict that has the document under `text`, and the other columns as they stand."""
+
+    name: str  # as the user gave it
+    fingerprint: str  # changes with the content
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+# kind -> opener(what stands behind the colon, text column, document mode, field for messages)
+KINDS: dict[str, Callable[[str, str, str, str], Source]] = {
+    "text": functools.partial(files.open_files, "text"),
+    "jsonl": functools.partial(files.open_files, "jsonl"),
+    "csv": functools.partial(files.open_files, "csv"),
+    "tsv": functools.partial(files.open_files, "tsv"),
+    "tfds": tfds.open_tfds,
+    "pydocs": pydocs.open_pydocs,
+}
+
+
+def open_source(spec: str, *, text: str = "text", document: str = "paragraph", field: str = "config.data.train") -> Source:
+    """Opens `pydocs` or `KIND:REST`.
+
+    Args:
+        text: the column that holds the text, where there are columns.
+        document: what a document is in a `text:` source: `paragraph`, `line` or `file`.
+        field: the name of the flag or config field, for messages.
+    """
+    kind, colon, rest = spec.partition(":")
+    if kind in KINDS and (bool(colon) == (kind != "pydocs")):
+        return KINDS[kind](rest, text, document, field)
+    if not colon and ("/" in kind or "." in kind):
+        raise UserError(field, f"{spec!r} has no kind", f"Did you mean text:{spec}? Kinds: {', '.join(KINDS)}.")
+    near = difflib.get_close_matches(kind, KINDS, n=1)
+    hint = f"Did you mean {near[0]}{'' if near[0] == 'pydocs' else ':' + (rest or 'PATH')}? " if near else ""
+    raise UserError(field, f"{spec!r} is no source", f"{hint}Kinds: {', '.join(KINDS)}.")
+
+
+def split_holdout(source: Source, rule: str = "hash", share: float = 0.05) -> tuple[Source, Source]:
+    """The source as two that have no document in common: for training, and held out.
+
+    Args:
+        rule: `hash` goes by the document's words, so that equal documents are on one side wherever they stand;
+            `tail` holds out the last documents.
+        share: how much is held out, 0 to 1.
+    """
+    halves = _Halves(source, rule, share)
+    return _Subset(halves, held_out=False), _Subset(halves, held_out=True)
+
+
+class _Halves:
+    """Which records are held out; found at the first use, since it takes reading all of them."""
+
+    def __init__(self, source: Source, rule: str, share: float):
+        self.source, self.rule, self.share = source, rule, share
+
+    @functools.cached_property
+    def held_out(self) -> np.ndarray:
+        """A Boolean for each record."""
+        count = len(self.source)
+        if count < 2:
+            raise UserError(self.source.name, f"{count} document", "Name held-out documents: --config.data.valid=…")
+        if self.rule == "tail":
+            return np.arange(count) >= min(count - 1, max(1, round(count * (1 - self.share))))
+        places = np.array([_place(self.source[i]["text"]) for i in range(count)])
+        held_out = places < self.share
+        # A handful of documents may leave one side empty: then the lowest, or all but the highest, are held out.
+        if not held_out.any():
+            held_out = places == places.min()
+        if held_out.all():
+            held_out = places < places.max()
+        if not held_out.any() or held_out.all():
+            raise UserError(self.source.name, "all documents are equal", "Name held-out documents: --config.data.valid=…")
+        return held_out
+
+
+def _place(text: str) -> float:
+    """Where a document falls between 0 and 1, by its words."""
+    return int(fingerprint(" ".join(text.split())), 16) / 16**24
+
+
+class _Subset:
+    """One side of a split."""
+
+    def __init__(self, halves: _Halves, held_out: bool):
+        self._halves, self._held_out = halves, held_out
+        source = halves.source
+        self.name = f"{source.name} ({'held out' if held_out else 'without the held-out documents'})"
+        self.fingerprint = fingerprint(source.fingerprint, halves.rule, repr(halves.share), str(held_out))
+
+    @functools.cached_property
+    def _indices(self) -> np.ndarray:
+        return np.flatnonzero(self._halves.held_out == self._held_out)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Record:
+        return self._halves.source[int(self._indices[index])]

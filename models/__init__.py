@@ -1,0 +1,20 @@
+"""What is computed: Flax modules, one family a file. Batches of arrays in, arrays out; no task, no optimizer, no file.
+
+`MODELS` is the registry: the config's `model.name` chooses the family, the task chooses its head.
+"""
+
+import dataclasses
+from typing import Any
+
+from models.bert import BertConfig, BertForMaskedLM
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    config: type  # frozen dataclass; its fields are config.model's
+    heads: dict[str, Any]  # config.task -> module class
+
+
+MODELS = {
+    "bert": Family(BertConfig, {"mlm": BertForMaskedLM}),
+}

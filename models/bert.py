@@ -1,0 +1,120 @@
+"""BERT (Devlin et al. 2018, arXiv:1810.04805): a post-norm Transformer encoder and its masked-language-model head.
+
+Equal to transformers' BertModel and BertForMaskedLM on the same weights; `norm` and `position` are there for ablations.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from errors import UserError
+from models.layers import ACTIVATIONS, Array, Embedding, LayerNorm, Linear, dropout, sinusoidal_positions
+from models.transformer import Encoder, TransformerConfig, encoder_flops
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig(TransformerConfig):
+    vocab_size: int = 0  # rows of the word embedding; 0: the tokenizer's, rounded up to 64
+    max_positions: int = 0  # rows of the position embedding; 0: config.data.seq_len
+    type_vocab_size: int = 2
+    pooler: bool = False  # a dense tanh layer on [CLS], for heads that read a whole text
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("vocab_size", "max_positions"):
+            if getattr(self, name) < 0:
+                raise UserError(f"config.model.{name}", getattr(self, name), "Give a number above 0, or 0 to derive it.")
+        if self.type_vocab_size < 1:
+            raise UserError("config.model.type_vocab_size", self.type_vocab_size, "Give a number above 0.")
+
+
+class BertEmbeddings(nnx.Module):
+    """The sum of word, position and token-type embeddings, normalised."""
+
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs):
+        def table(entries: int) -> Embedding:
+            return Embedding(entries, config.hidden_size, stddev=config.initializer_range, rngs=rngs)
+
+        self.config = config
+        self.word = table(config.vocab_size)
+        self.position = table(config.max_positions) if config.position == "learned" else None
+        self.token_type = table(config.type_vocab_size)
+        self.norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_epsilon)
+
+    def __call__(self, batch: Mapping[str, Array], dtype: jnp.dtype, key: Array | None = None) -> Array:
+        x = self.word(batch["tokens"], dtype)
+        if self.position is not None:
+            x = x + self.position(batch["positions"], dtype)
+        elif self.config.position == "sinusoidal":
+            table = sinusoidal_positions(self.config.max_positions, self.config.hidden_size)
+            x = x + jnp.asarray(table, dtype)[batch["positions"]]
+        if "token_types" in batch:
+            x = x + self.token_type(batch["token_types"], dtype)
+        else:  # one text a segment: all of type 0
+            x = x + self.token_type.embedding[...][0].astype(dtype)
+        return dropout(self.norm(x), self.config.dropout, key)
+
+
+class Bert(nnx.Module):
+    """The backbone. A batch is a mapping of int32 arrays [batch, length]:
+
+    `tokens`; `segment_ids`, 0 for padding and else the number of the packed text; `positions`, from 0 in each text; and
+    for pairs of texts `token_types`. `dtype` is that of the computation; parameters are float32.
+    """
+
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: str = "float32"):
+        self.config = config
+        self.dtype = jnp.dtype(dtype)
+        self.embeddings = BertEmbeddings(config, rngs)
+        self.encoder = Encoder(config, rngs)
+        stddev = config.initializer_range
+        self.pooler = (
+            Linear(config.hidden_size, config.hidden_size, stddev=stddev, rngs=rngs) if config.pooler else None
+        )
+
+    def hidden_states(self, batch: Mapping[str, Array], key: Array | None = None) -> list[Array]:
+        """The embeddings and the output of each layer: num_layers + 1 arrays [batch, length, hidden]."""
+        keys = [None] * 2 if key is None else [jax.random.fold_in(key, i) for i in range(2)]
+        x = self.embeddings(batch, self.dtype, keys[0])
+        return self.encoder(x, batch["segment_ids"], batch["positions"], keys[1])
+
+    def pooled(self, hidden: Array) -> Array:
+        """The pooled first token, [batch, hidden], of the last hidden state [batch, length, hidden]."""
+        return jnp.tanh(self.pooler(hidden[:, 0]))
+
+
+class BertForMaskedLM(Bert):
+    """The backbone with the head that names masked tokens; the decoder is the word embedding, with a bias of its own."""
+
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: str = "float32"):
+        super().__init__(config, rngs, dtype)
+        self.mlm_head = MaskedLMHead(config, rngs)
+
+    def __call__(self, batch: Mapping[str, Array], predict_positions: Array, key: Array | None = None) -> Array:
+        """Logits [batch, predictions, vocab_size], float32, at `predict_positions` [batch, predictions] alone."""
+        hidden = self.hidden_states(batch, key)[-1]
+        chosen = jnp.take_along_axis(hidden, predict_positions[:, :, None], axis=1)
+        return self.mlm_head(chosen, self.embeddings.word.embedding[...])
+
+    @staticmethod
+    def flops(config: BertConfig, length: int, predictions: int) -> int:
+        """Floating-point operations of the matrix products of one forward pass over one row."""
+        head = config.hidden_size**2 + config.hidden_size * config.vocab_size
+        return encoder_flops(config, length) + 2 * predictions * head
+
+
+class MaskedLMHead(nnx.Module):
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs):
+        self.activation = config.activation
+        stddev = config.initializer_range
+        self.transform = Linear(config.hidden_size, config.hidden_size, stddev=stddev, rngs=rngs)
+        self.norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_epsilon)
+        self.bias = nnx.Param(jnp.zeros(config.vocab_size, jnp.float32))
+
+    def __call__(self, hidden: Array, word_embedding: Array) -> Array:
+        x = self.norm(ACTIVATIONS[self.activation](self.transform(hidden)))
+        logits = x @ word_embedding.astype(x.dtype).T
+        return logits.astype(jnp.float32) + self.bias[...]

@@ -1,0 +1,75 @@
+"""What is learned: one file per kind of problem, with its features, loss, metrics and predictions.
+
+A task is a class with what `tasks.mlm.MaskedLM` has: `create` and `restore`, `save`, `build`, `rows`, `loss`, `metrics`,
+`flops_per_row`, `Options` and `predict`. `TASKS` is the registry of the names that `config.task` may have.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+from ml_collections import ConfigDict
+
+from errors import UserError
+from models import parameters
+from tasks.mlm import MaskedLM
+from training.checkpoints import Checkpoints
+
+TASKS = {
+    "mlm": MaskedLM,
+}
+
+
+def restore(workdir: str | Path, checkpoint: str = "last", log: Callable[[str], None] = print) -> tuple[Any, nnx.Module]:
+    """The task and the trained model of a run.
+
+    Args:
+        workdir: the run's folder.
+        checkpoint: `last`, or a step.
+
+    Raises:
+        UserError: the folder holds no run, no such checkpoint, or one that the run's config does not fit.
+    """
+    workdir = Path(workdir)
+    config = read_config(workdir)
+    task = TASKS[config.task].restore(config, workdir, log)
+    graphdef, params, model_state = parameters.structure(task.build)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    step = checkpoint_step(workdir, checkpoint)
+    params, model_state = checkpoints.restore_params(step, {"params": params, "model_state": model_state})
+    return task, nnx.merge(graphdef, params, model_state)
+
+
+def checkpoint_step(workdir: str | Path, checkpoint: str = "last") -> int:
+    """The step that `last` or a number stands for; UserError if the run has no such checkpoint."""
+    steps = Checkpoints(Path(workdir) / "checkpoints").steps()
+    if not steps:
+        raise UserError(str(workdir), "has no whole checkpoint", "Train it first: python train.py --config=… --workdir=…")
+    if checkpoint == "last":
+        return steps[-1]
+    if not checkpoint.isdigit() or int(checkpoint) not in steps:
+        raise UserError("--checkpoint", repr(checkpoint), f"Give last or a step of {', '.join(map(str, steps))}.")
+    return int(checkpoint)
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The resolved config of a run, with tuples where JSON has lists."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        mend = "Name the folder of a run: train.py prints it first."
+        raise UserError("--workdir", f"{workdir} has no config.json" if workdir.is_dir() else f"no folder {workdir}", mend)
+    try:
+        config = ConfigDict(_tuples(json.loads(path.read_text(encoding="utf-8"))))
+    except (ValueError, TypeError) as error:
+        raise UserError(str(path), f"is damaged ({error})", "Restore the file, or start the run anew.") from error
+    if config.get("task") not in TASKS:
+        raise UserError(str(path), f"task {config.get('task')!r}", f"Known tasks: {', '.join(TASKS)}.")
+    return config
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    return {key: _tuples(item) for key, item in value.items()} if isinstance(value, dict) else value

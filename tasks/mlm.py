@@ -1,0 +1,240 @@
+"""Masked-language-model pretraining (Devlin et al. 2018, arXiv:1810.04805, section 3.1): name the tokens that were hidden."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from data.corpus import tokenize_corpus
+from data.masking import Masking, mask_batch
+from data.packing import gather_rows, pack
+from data.pipeline import Batch, Rows
+from data.sources import Source, open_source, split_holdout
+from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
+from errors import UserError
+from models import MODELS
+
+Log = Callable[[str], None]
+EVAL_SEED = 0  # the masks of an evaluation are the same in every run, so that runs can be compared
+
+
+@dataclasses.dataclass(frozen=True)
+class FillMaskOptions:
+    """The flags that predict.py takes for this task."""
+
+    top_k: int = 5  # how many fillers for each mask
+    batch_size: int = 32  # lines that are computed together
+
+
+class MaskedLM:
+    """Owns the tokenizer, makes the rows and the model, and says what loss, metrics and predictions are.
+
+    Args:
+        config: the run's config; `model.vocab_size` and `model.max_positions` are resolved in it.
+    """
+
+    Options = FillMaskOptions
+
+    def __init__(self, config: Any, tokenizer: Tokenizer, log: Log = print):
+        self.config = config
+        self.tokenizer = tokenizer
+        self._log = log
+        _check(config)
+        model = config.model
+        fits = -(-tokenizer.vocab_size // 64) * 64
+        model.vocab_size = model.vocab_size or fits
+        if model.vocab_size < tokenizer.vocab_size:
+            mend = f"The tokenizer has {tokenizer.vocab_size} pieces: give at least as many, or 0."
+            raise UserError("config.model.vocab_size", model.vocab_size, mend)
+        model.max_positions = model.max_positions or config.data.seq_len
+        if model.max_positions < config.data.seq_len:
+            mend = f"config.data.seq_len is {config.data.seq_len}: give at least as many, or 0."
+            raise UserError("config.model.max_positions", model.max_positions, mend)
+        family = MODELS[model.name]
+        self.model_config = family.config(**{k: v for k, v in model.items() if k != "name"})
+        self._head = family.heads["mlm"]
+        for name, value in dataclasses.asdict(self.model_config).items():
+            model[name] = value
+
+    @classmethod
+    def create(cls, config: Any, log: Log) -> "MaskedLM":
+        """For a new run: the tokenizer is loaded, or trained on the training split alone."""
+        _check(config)
+        train, _ = _open_splits(config)
+        return cls(config, make_tokenizer(config.data.tokenizer, train, log), log)
+
+    @classmethod
+    def restore(cls, config: Any, folder: Path, log: Log) -> "MaskedLM":
+        """For a run that is there: the tokenizer that was saved with it in `folder`."""
+        return cls(config, load_tokenizer(folder / "tokenizer"), log)
+
+    def save(self, folder: Path) -> None:
+        """Writes what `restore` reads."""
+        self.tokenizer.save(folder / "tokenizer")
+
+    def build(self, rngs: nnx.Rngs) -> nnx.Module:
+        return self._head(self.model_config, rngs, self.config.dtype)
+
+    # ---- rows
+
+    def rows(self, split: str, source: str = "") -> Rows:
+        """The packed and masked rows of `train`, `valid` or `test`, or of another source, masked as in an evaluation."""
+        data = self.config.data
+        opened = _open(data, source, "--data") if source else _split(self.config, split)
+        corpus = tokenize_corpus(opened, self.tokenizer, self._log)
+        packing = pack(corpus.offsets, data.seq_len)
+        training = split == "train" and not source
+        masking = Masking(
+            vocab_size=self.tokenizer.vocab_size,
+            mask_id=self.tokenizer.mask_id,
+            special_ids=self.tokenizer.special_ids,
+            continues_word=self.tokenizer.continues_word,
+            rate=data.mask_rate if training else data.eval_mask_rate,
+            whole_word=data.whole_word,
+        )
+        seed = self.config.seed if training else EVAL_SEED
+        ids = {"pad_id": self.tokenizer.pad_id, "cls_id": self.tokenizer.cls_id, "sep_id": self.tokenizer.sep_id}
+
+        def load(rows: np.ndarray, epochs: np.ndarray) -> Batch:
+            batch = gather_rows(corpus.tokens, packing, rows, **ids)
+            masked = mask_batch(
+                batch["tokens"], batch["segment_ids"], masking=masking, seed=seed, epoch=epochs, index=rows
+            )
+            return batch | masked
+
+        def records(rows: np.ndarray) -> np.ndarray:
+            spans = [packing.piece_start[packing.row_offsets[r] : packing.row_offsets[r + 1]] for r in rows]
+            return np.unique(np.searchsorted(corpus.offsets, np.concatenate(spans), side="right") - 1)
+
+        documents, tokens = len(corpus.offsets) - 1, len(corpus.tokens)
+        summary = (
+            f"{documents:,} documents · {tokens:,} tokens · {len(packing):,} rows of {data.seq_len}"
+            f" · {packing.padding:.1%} padding"
+        )
+        fingerprint = f"{corpus.fingerprint}/{data.seq_len}"
+        return Rows(count=len(packing), load=load, records=records, fingerprint=fingerprint, summary=summary)
+
+    # ---- loss and metrics
+
+    def loss(self, model: Any, batch: Mapping[str, jax.Array], key: jax.Array | None) -> dict[str, jax.Array]:
+        """Sums over the batch: `loss` (cross-entropy in nats) and `correct` over the `weight` hidden tokens; `tokens`."""
+        logits = self._mask_spare(model(batch, batch["predict_positions"], key))
+        highest = jax.lax.stop_gradient(logits.max(-1))
+        log_normalizer = highest + jnp.log(jnp.exp(logits - highest[..., None]).sum(-1))
+        correct_logit = jnp.take_along_axis(logits, batch["predict_ids"][..., None], axis=-1)[..., 0]
+        weights = batch["predict_weights"]
+        return {
+            "loss": ((log_normalizer - correct_logit) * weights).sum(),
+            "weight": weights.sum(),
+            "correct": ((correct_logit >= highest) * weights).sum(),
+            "tokens": (batch["segment_ids"] > 0).sum().astype(jnp.float32),
+            "examples": batch["segment_ids"].max(-1).sum().astype(jnp.float32),
+        }
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Mean cross-entropy, its exponential, and the share of hidden tokens that were named."""
+        weight = max(sums["weight"], 1.0)
+        loss = sums["loss"] / weight
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "accuracy": sums["correct"] / weight}
+
+    def flops_per_row(self) -> int:
+        """Floating-point operations of the matrix products that one training row needs: forward, and twice that back."""
+        data = self.config.data
+        return 3 * self._head.flops(self.model_config, data.seq_len, math.ceil(data.mask_rate * data.seq_len))
+
+    def _mask_spare(self, logits: jax.Array) -> jax.Array:
+        """The vocabulary is padded to a round size; the spare entries are no words."""
+        if logits.shape[-1] == self.tokenizer.vocab_size:
+            return logits
+        return jnp.where(jnp.arange(logits.shape[-1]) < self.tokenizer.vocab_size, logits, -1e30)
+
+    # ---- predictions
+
+    def predict(self, model: nnx.Module, lines: Iterator[str], options: FillMaskOptions) -> Iterator[dict[str, Any]]:
+        """For each line its text and, for each `[MASK]` in it, the likeliest fillers with their probabilities."""
+        if not 1 <= options.top_k <= self.tokenizer.vocab_size:
+            mend = f"Give a number from 1 to the {self.tokenizer.vocab_size} pieces of the vocabulary."
+            raise UserError("--top_k", options.top_k, mend)
+        if options.batch_size < 1:
+            raise UserError("--batch_size", options.batch_size, "Give a number above 0.")
+        fill = jax.jit(functools.partial(self._fill, top_k=options.top_k))
+        waiting: list[str] = []
+        for line in lines:
+            waiting.append(line)
+            if len(waiting) == options.batch_size:
+                yield from self._predict_lines(fill, model, waiting, options.batch_size)
+                waiting = []
+        if waiting:
+            yield from self._predict_lines(fill, model, waiting, options.batch_size)
+
+    def _fill(self, model: Any, batch: Batch, top_k: int) -> tuple[jax.Array, jax.Array]:
+        logits = self._mask_spare(model(batch, batch["predict_positions"]))
+        return jax.lax.top_k(jax.nn.softmax(logits), top_k)
+
+    def _predict_lines(
+        self, fill: Callable[..., Any], model: Any, lines: list[str], batch_size: int
+    ) -> Iterator[dict[str, Any]]:
+        length, tokenizer = self.config.data.seq_len, self.tokenizer
+        shape = (batch_size, length)
+        tokens = np.full(shape, tokenizer.pad_id, np.int32)
+        segment_ids = np.zeros(shape, np.int32)
+        encoded = tokenizer.encode_batch(lines, keep_mask=True)
+        for i, ids in enumerate(encoded):
+            row = [tokenizer.cls_id, *ids[: length - 2], tokenizer.sep_id]
+            tokens[i, : len(row)] = row
+            segment_ids[i, : len(row)] = 1
+        masks = [np.flatnonzero(row == tokenizer.mask_id) for row in tokens]
+        most = length if max(map(len, masks)) > 8 else 8  # two shapes, so at most two compilations
+        predict_positions = np.zeros((batch_size, most), np.int32)
+        for i, found in enumerate(masks):
+            predict_positions[i, : len(found)] = found
+        positions = np.broadcast_to(np.arange(length, dtype=np.int32), shape)
+        batch = {
+            "tokens": tokens,
+            "segment_ids": segment_ids,
+            "positions": positions,
+            "predict_positions": predict_positions,
+        }
+        probabilities, ids = (np.asarray(x) for x in fill(model, batch))
+        for i, line in enumerate(lines):
+            result: dict[str, Any] = {"text": line, "masks": []}
+            for j in range(len(masks[i])):
+                fillers = zip(ids[i, j].tolist(), probabilities[i, j].tolist(), strict=True)
+                result["masks"].append([{"token": tokenizer.token(t), "probability": round(p, 6)} for t, p in fillers])
+            if len(encoded[i]) > length - 2:
+                result["cut_tokens"] = len(encoded[i]) - (length - 2)
+            yield result
+
+
+def _check(config: Any) -> None:
+    for name in ("mask_rate", "eval_mask_rate"):
+        if not 0 < config.data[name] < 1:
+            raise UserError(f"config.data.{name}", config.data[name], "Give a share between 0 and 1, such as 0.15.")
+
+
+def _open(data: Any, spec: str, field: str) -> Source:
+    return open_source(spec, text=data.text, document=data.document, field=field)
+
+
+def _open_splits(config: Any) -> tuple[Source, Source]:
+    """The training and the validation documents; the latter held out of the former where no source is named."""
+    data = config.data
+    train = _open(data, data.train, "config.data.train")
+    if data.valid:
+        return train, _open(data, data.valid, "config.data.valid")
+    return split_holdout(train, data.holdout, data.holdout_share)
+
+
+def _split(config: Any, split: str) -> Source:
+    if split == "test":
+        if not config.data.test:
+            raise UserError("--split", "test, but the run has no config.data.test", "Give --data=SOURCE instead.")
+        return _open(config.data, config.data.test, "config.data.test")
+    return dict(zip(("train", "valid"), _open_splits(config), strict=True))[split]

@@ -1,0 +1,80 @@
+"""What a run writes down: metrics.jsonl, one object a record, and the same through tensorboardX."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tensorboardX
+
+from training import rules
+
+
+class Logbook:
+    """The records of one run.
+
+    Args:
+        workdir: the run's folder.
+        step: where the run goes on; records of later steps, left by a run that was cut off, are taken out.
+    """
+
+    def __init__(self, workdir: Path, step: int = 0):
+        self._path = workdir / "metrics.jsonl"
+        _cut_back(self._path, step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._writer = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def scalars(self, step: int, split: str, values: dict[str, float]) -> None:
+        """One record; TensorBoard gets each value under `split/name`. Values that are not finite become null in JSON."""
+        record: dict[str, Any] = {"step": step, "split": split}
+        record |= {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._writer.add_scalar(f"{split}/{name}", value, step)
+
+    def text(self, tag: str, text: str, step: int = 0) -> None:
+        """A Markdown text."""
+        self._writer.add_text(tag, text, step)
+
+    def histograms(self, step: int, tag: str, tree: Any) -> None:
+        """The counts that the compiled step made of each leaf, under `tag/PATH`."""
+        leaves: dict[str, dict[str, np.ndarray]] = {}
+        for path, value in zip(rules.paths(tree), map(np.asarray, jax.tree.leaves(tree)), strict=True):
+            leaf, _, part = path.rpartition("/")
+            leaves.setdefault(leaf, {})[part] = value
+        for path, counted in leaves.items():
+            low, high, counts = float(counted["low"]), float(counted["high"]), counted["counts"]
+            if not (math.isfinite(low) and math.isfinite(high) and counts.sum()):
+                continue
+            limits = np.linspace(low, max(high, low + 1e-30), len(counts) + 1)[1:]
+            self._writer.add_histogram_raw(
+                f"{tag}/{path}", low, high, int(counts.sum()), float(counted["sum"]), float(counted["square"]),
+                limits.tolist(), counts.tolist(), step,
+            )  # fmt: skip
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        self._writer.close()
+
+
+def _cut_back(path: Path, step: int) -> None:
+    """Drops the records behind `step` and a half-written last line; the file is replaced in one move."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if record["step"] <= step:
+            kept.append(line + "\n")
+    scratch = path.with_suffix(".jsonl.new")
+    scratch.write_text("".join(kept), encoding="utf-8")
+    scratch.replace(path)

@@ -1,0 +1,63 @@
+"""The run as its user watches it: one line that is redrawn on a terminal, plain lines elsewhere."""
+
+import sys
+from typing import TextIO
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Shows the step, of how many, the newest record and the time left.
+
+    Args:
+        start: the step at which this start of the run begins.
+        steps: the step at which it ends.
+    """
+
+    def __init__(self, start: int, steps: int, stream: TextIO = sys.stdout):
+        self._steps = steps
+        self._stream = stream
+        self._bar = None
+        if stream.isatty():
+            layout = "step {n_fmt}/{total_fmt} {bar:18} {postfix} · {remaining} left"
+            self._bar = tqdm(initial=start, total=steps, bar_format=layout, file=stream, dynamic_ncols=True)
+
+    def advance(self) -> None:
+        """One more step was given to the device."""
+        if self._bar is not None:
+            self._bar.update(1)
+
+    def train(self, step: int, values: dict[str, float], seconds_left: float) -> None:
+        """A training record: loss, learning rate, real tokens/s, MFU."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(_described(values))
+        else:
+            self.say(f"step {step:>6}/{self._steps} {_described(values)} · {_clock(seconds_left)} left")
+
+    def valid(self, step: int, values: dict[str, float]) -> None:
+        """A validation record."""
+        shown = " · ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self.say(f"step {step:>6}/{self._steps} valid: {shown}")
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        if self._bar is not None:
+            self._bar.write(line, file=self._stream)
+        else:
+            print(line, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _described(values: dict[str, float]) -> str:
+    parts = [f"loss {values['loss']:.4f}", f"lr {values['learning_rate']:.2e}"]
+    parts += [f"{values['tokens_per_second']:,.0f} tokens/s", f"MFU {values['mfu']:.2f}"]
+    return " · ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes:02}:{seconds:02}"

@@ -1,0 +1,162 @@
+"""The compiled step: gradients of sums, clipping, update; and what is added up on the device between two logs.
+
+The loss comes as a sum and a weight, never as a mean. So micro-batches, devices and short batches add up to exactly the
+full batch's number: divide once, by the whole weight.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Tree = Any
+Sums = dict[str, jax.Array]
+# (params, model_state, batch, key) -> (sums with "loss" and "weight" among them, model_state)
+Forward = Callable[[Tree, Tree, Tree, jax.Array | None], tuple[Sums, Tree]]
+
+HISTOGRAM_BINS = 64
+NEVER = -1
+
+
+def create_state(params: Tree, model_state: Tree, optimizer: optax.GradientTransformation) -> Tree:
+    """The training state: all that a checkpoint must hold beside the data position."""
+    state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
+    return state | ({"model_state": model_state} if model_state else {})
+
+
+def make_train_step(
+    forward: Forward,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable[[jax.Array], jax.Array],
+    *,
+    seed: int,
+    clip_norm: float = 0.0,
+    accumulate: int = 1,
+    histogram_every: int = 0,
+) -> Callable[[Tree, Tree, Tree], tuple[Tree, Tree]]:
+    """`step(state, totals, batch) -> (state, totals)`, to be jitted with the state donated.
+
+    A step whose loss or gradient is not finite leaves parameters and optimizer as they were; `totals` tells of it.
+
+    Args:
+        clip_norm: the largest global norm of the gradient; 0 for no bound.
+        accumulate: into how many micro-batches the rows are split, one behind the other.
+        histogram_every: every so many steps parameters and gradients are counted into bins; 0 for never.
+    """
+
+    def step(state: Tree, totals: Tree, batch: Tree) -> tuple[Tree, Tree]:
+        params, number = state["params"], state["step"]
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        gradients, sums, model_state = _gradients(forward, params, state.get("model_state", {}), batch, key, accumulate)
+
+        weight = jnp.where(sums["weight"] > 0, sums["weight"], 1.0)
+        norm = optax.global_norm(gradients) / weight
+        finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(norm)
+        scale = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12)) if clip_norm else 1.0
+        gradients = jax.tree.map(lambda g: g * (scale / weight), gradients)
+
+        rate = schedule(number)
+        directions, opt_state = optimizer.update(gradients, state["opt_state"], params)
+        updated = jax.tree.map(lambda p, d: p - rate * d, params, directions)
+
+        def if_finite(new: Tree, old: Tree) -> Tree:
+            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+        new_state = {
+            "params": if_finite(updated, params),
+            "opt_state": if_finite(opt_state, state["opt_state"]),
+            "step": number + 1,
+        }
+        if model_state:
+            new_state["model_state"] = if_finite(model_state, state["model_state"])
+
+        new_totals = {
+            "sums": jax.tree.map(lambda total, x: total + jnp.where(finite, x, 0), totals["sums"], sums),
+            "bad_steps": totals["bad_steps"] + jnp.where(finite, 0, 1),
+            "first_bad_step": jnp.where(finite | (totals["first_bad_step"] != NEVER), totals["first_bad_step"], number),
+            "learning_rate": rate,
+            "gradient_norm": norm,
+            "parameter_norm": optax.global_norm(new_state["params"]),
+        }
+        if histogram_every:
+            new_totals["histograms"] = jax.lax.cond(
+                (number + 1) % histogram_every == 0,
+                lambda: {"parameters": _histograms(new_state["params"]), "gradients": _histograms(gradients)},
+                lambda: totals["histograms"],
+            )
+        return new_state, new_totals
+
+    return step
+
+
+def empty_totals(forward: Forward, state: Tree, batch: Tree, histogram_every: int = 0) -> Tree:
+    """The totals before the first step of an interval, on the host; `batch` and `state` give shapes alone."""
+    sums, _ = jax.eval_shape(forward, state["params"], state.get("model_state", {}), batch, jax.random.key(0))
+    totals = {
+        "sums": jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums),
+        "bad_steps": jnp.zeros((), jnp.int32),
+        "first_bad_step": jnp.full((), NEVER, jnp.int32),
+    }
+    totals |= {name: jnp.zeros(()) for name in ("learning_rate", "gradient_norm", "parameter_norm")}
+    if histogram_every:
+        counted = jax.eval_shape(_histograms, state["params"])
+        empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), counted)
+        totals["histograms"] = {"parameters": empty, "gradients": empty}
+    return totals
+
+
+def make_eval_step(forward: Forward) -> Callable[[Tree, Tree], Sums]:
+    """`evaluate(state, batch) -> sums`, without dropout."""
+    return lambda state, batch: forward(state["params"], state.get("model_state", {}), batch, None)[0]
+
+
+def evaluate(eval_step: Callable[[Tree, Tree], Sums], state: Tree, batches: Iterable[Tree]) -> dict[str, float]:
+    """The sums over all batches, added on the host in double precision; nothing else of a batch is kept."""
+    per_batch = jax.device_get([eval_step(state, batch) for batch in batches])
+    return {name: math.fsum(float(sums[name]) for sums in per_batch) for name in per_batch[0]}
+
+
+def _gradients(
+    forward: Forward, params: Tree, model_state: Tree, batch: Tree, key: jax.Array, accumulate: int
+) -> tuple[Tree, Sums, Tree]:
+    """The gradient of the summed loss, the sums and the new model state, over all micro-batches."""
+
+    def loss(params: Tree, model_state: Tree, rows: Tree, key: jax.Array) -> tuple[jax.Array, tuple[Sums, Tree]]:
+        sums, new_model_state = forward(params, model_state, rows, key)
+        return sums["loss"], (sums, new_model_state)
+
+    differentiate = jax.grad(loss, has_aux=True)
+    if accumulate == 1:
+        gradients, (sums, model_state) = differentiate(params, model_state, batch, key)
+        return gradients, sums, model_state
+
+    def micro_step(carry: Tree, inputs: Tree) -> tuple[Tree, None]:
+        gradients, sums, model_state = carry
+        rows, i = inputs
+        more, (more_sums, model_state) = differentiate(params, model_state, rows, jax.random.fold_in(key, i))
+        return (jax.tree.map(jnp.add, gradients, more), jax.tree.map(jnp.add, sums, more_sums), model_state), None
+
+    # Micro-batch i takes every accumulate-th row, so that each device goes on working on the rows that it holds.
+    micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+    first = jax.tree.map(lambda x: x[0], micro)
+    shapes = jax.eval_shape(forward, params, model_state, first, key)[0]
+    zeros = (jax.tree.map(jnp.zeros_like, params), jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
+    (gradients, sums, model_state), _ = jax.lax.scan(micro_step, (*zeros, model_state), (micro, jnp.arange(accumulate)))
+    return gradients, sums, model_state
+
+
+def _histograms(tree: Tree) -> Tree:
+    """Each leaf as {low, high, counts [bins], sum, square}: what TensorBoard draws, small enough to fetch."""
+
+    def count(x: jax.Array) -> dict[str, jax.Array]:
+        x = x.reshape(-1).astype(jnp.float32)
+        low, high = x.min(), x.max()
+        width = jnp.maximum(high - low, 1e-30)
+        bins = jnp.clip(((x - low) / width * HISTOGRAM_BINS).astype(jnp.int32), 0, HISTOGRAM_BINS - 1)
+        counts = jnp.zeros(HISTOGRAM_BINS, jnp.int32).at[bins].add(1)
+        return {"low": low, "high": high, "counts": counts, "sum": x.sum(), "square": jnp.square(x).sum()}
+
+    return jax.tree.map(count, tree)
