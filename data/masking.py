@@ -1,0 +1,162 @@
+"""BERT's corruption of its input (Devlin et al. 2018, section 3.1), vectorised over a batch.
+
+Every draw is a hash of (seed, epoch, row number, what it is for, position). So a row is masked anew in each epoch, and the
+same whatever batch, thread, worker or host it is made on.
+"""
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Masking:
+    """What is hidden, and how.
+
+    Attributes:
+        vocab_size: pieces, the specials included; random replacements are drawn from the others.
+        special_ids: never hidden.
+        continues_word: [vocab_size] Booleans, for whole words.
+        rate: share of a row's tokens that is to be predicted.
+        whole_word: all pieces of a word together.
+        mask_share, random_share: how many of these become [MASK] or a random piece; the rest stay as they are.
+    """
+
+    vocab_size: int
+    mask_id: int
+    special_ids: tuple[int, ...]
+    continues_word: np.ndarray
+    rate: float = 0.15
+    whole_word: bool = False
+    mask_share: float = 0.8
+    random_share: float = 0.1
+
+    @functools.cached_property
+    def is_special(self) -> np.ndarray:
+        """[vocab_size] Booleans."""
+        return np.isin(np.arange(self.vocab_size), self.special_ids)
+
+    @functools.cached_property
+    def ordinary_ids(self) -> np.ndarray:
+        """All ids that are no specials."""
+        return np.flatnonzero(~self.is_special)
+
+
+def predictions_per_row(rate: float, seq_len: int) -> int:
+    """How many places for predictions a row has."""
+    return math.ceil(rate * seq_len)
+
+
+def mask_batch(
+    tokens: np.ndarray,
+    segment_ids: np.ndarray,
+    *,
+    masking: Masking,
+    seed: int,
+    epoch: np.ndarray,
+    index: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Hides some tokens of each row.
+
+    A row with c tokens that are neither special nor padding has round(rate × c) predictions, at least one, or none if c
+    is 0. Unused places for predictions have position 0, id 0 and weight 0.
+
+    Args:
+        tokens, segment_ids: int32 [rows, length].
+        epoch, index: [rows], what the draws depend on beside `seed`.
+
+    Returns:
+        `tokens` [rows, length] with some hidden; `predict_positions`, `predict_ids` (the originals) int32 and
+        `predict_weights` (1 or 0) float32 [rows, predictions].
+    """
+    rows, length = tokens.shape
+    most = predictions_per_row(masking.rate, length)
+    candidates = (segment_ids > 0) & ~masking.is_special[tokens]
+    available = candidates.sum(1)
+    budget = np.minimum(np.maximum(np.rint(masking.rate * available).astype(int), available > 0), most)
+
+    scores = np.where(candidates, uniform(seed, epoch, index, 0, length), 2.0)
+    choose = _choose_words if masking.whole_word else _choose_tokens
+    positions, chosen = choose(scores, budget, most, tokens, segment_ids, masking)
+
+    originals = np.take_along_axis(tokens, positions, 1)
+    fate = uniform(seed, epoch, index, 1, most)
+    draws = uniform(seed, epoch, index, 2, most)
+    replacements = masking.ordinary_ids[(draws * len(masking.ordinary_ids)).astype(int)]
+    hidden = np.where(fate < masking.mask_share, masking.mask_id, originals)
+    at_random = (fate >= masking.mask_share) & (fate < masking.mask_share + masking.random_share)
+    hidden = np.where(at_random, replacements, hidden)
+
+    corrupted = tokens.copy()
+    row_numbers = np.broadcast_to(np.arange(rows)[:, None], positions.shape)
+    corrupted[row_numbers[chosen], positions[chosen]] = hidden[chosen]
+    return {
+        "tokens": corrupted,
+        "predict_positions": np.where(chosen, positions, 0).astype(np.int32),
+        "predict_ids": np.where(chosen, originals, 0).astype(np.int32),
+        "predict_weights": chosen.astype(np.float32),
+    }
+
+
+def uniform(seed: int, epoch: np.ndarray, index: np.ndarray, stream: int, length: int) -> np.ndarray:
+    """[len(index), length] numbers from 0 to below 1; a row's depend on (seed, epoch, index, stream) and nothing else."""
+    rows = np.asarray(index).astype(np.uint64)
+    for word in (np.asarray(epoch).astype(np.uint64), np.uint64(seed), np.uint64(stream)):
+        rows = _mix(rows + _GOLDEN) ^ word
+    counter = np.arange(1, length + 1, dtype=np.uint64) * _GOLDEN
+    return (_mix(_mix(rows)[:, None] + counter) >> np.uint64(11)) * 2.0**-53
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea & Flood 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _choose_tokens(
+    scores: np.ndarray, budget: np.ndarray, most: int, tokens: np.ndarray, segment_ids: np.ndarray, masking: Masking
+) -> tuple[np.ndarray, np.ndarray]:
+    """The positions [rows, most] of the lowest scores, and which of them are within the budget."""
+    lowest = np.argpartition(scores, min(most, scores.shape[1] - 1), axis=1)[:, :most]
+    order = np.argsort(np.take_along_axis(scores, lowest, 1), axis=1)
+    return np.take_along_axis(lowest, order, 1), np.arange(most) < budget[:, None]
+
+
+def _choose_words(
+    scores: np.ndarray, budget: np.ndarray, most: int, tokens: np.ndarray, segment_ids: np.ndarray, masking: Masking
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same for whole words: words in the order of their first piece's score, each taken if it still fits."""
+    rows, length = scores.shape
+    joined = np.zeros(scores.shape, bool)
+    joined[:, 1:] = (
+        masking.continues_word[tokens[:, 1:]]
+        & (segment_ids[:, 1:] == segment_ids[:, :-1])
+        & (scores[:, 1:] < 2)
+        & (scores[:, :-1] < 2)
+    )
+    first_piece = np.maximum.accumulate(np.where(joined, 0, np.arange(length)), axis=1)
+    order = np.argsort(np.take_along_axis(scores, first_piece, 1), axis=1, kind="stable")  # the pieces of a word together
+    is_first = np.take_along_axis(~joined, order, 1)
+    word = np.cumsum(is_first, axis=1) - 1
+    sizes = np.zeros((rows, length), int)
+    np.add.at(sizes, (np.arange(rows)[:, None], word), 1)
+    words = (np.take_along_axis(scores, order, 1) < 2)  # what is no candidate is a word of its own, at the end
+
+    taken = np.zeros((rows, length), bool)
+    used = np.zeros(rows, int)
+    for number in range(length):
+        if (used >= budget).all():
+            break
+        fits = used + sizes[:, number] <= budget
+        taken[:, number] = fits
+        used += np.where(fits, sizes[:, number], 0)
+    chosen = np.take_along_axis(taken, word, 1) & words
+    # The chosen ones to the front, in the order in which they came.
+    front = np.argsort(~chosen, axis=1, kind="stable")[:, :most]
+    return np.take_along_axis(order, front, 1), np.take_along_axis(chosen, front, 1)

@@ -1,0 +1,137 @@
+"""Documents of any length into rows of one length, with little padding.
+
+Documents longer than a row are cut into pieces, none is dropped; pieces go into rows by best fit, longest first. The
+algorithm works on the histogram of lengths, so its time depends on `seq_len`, hardly on the number of documents.
+"""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """Which pieces stand in which row.
+
+    Attributes:
+        piece_start: int64 [pieces], where each piece begins in the corpus' tokens.
+        piece_length: int64 [pieces], in tokens.
+        row_offsets: int64 [rows + 1]; the pieces of row r are row_offsets[r] to row_offsets[r + 1].
+        seq_len: the length of a row.
+        extra: places that a piece takes beside its tokens: 2 for [CLS] and [SEP].
+    """
+
+    piece_start: np.ndarray
+    piece_length: np.ndarray
+    row_offsets: np.ndarray
+    seq_len: int
+    extra: int
+
+    def __len__(self) -> int:
+        return len(self.row_offsets) - 1
+
+    @property
+    def padding(self) -> float:
+        """The share of all places that holds no token."""
+        used = int(self.piece_length.sum()) + self.extra * len(self.piece_length)
+        return 1 - used / (len(self) * self.seq_len)
+
+
+def pack(offsets: np.ndarray, seq_len: int, extra: int = 2) -> Packing:
+    """Packs the documents tokens[offsets[i]:offsets[i + 1]] into rows; the same input gives the same rows.
+
+    The rows, and pieces of equal length among them, stand in an order of chance, so that any run of rows is a fair sample.
+    """
+    starts, lengths = _cut(offsets, seq_len - extra)
+    places = lengths + extra
+    groups = _compose(np.bincount(places, minlength=seq_len + 1), seq_len)
+
+    # The rows that the groups describe, in random order, as the length at each piece's place.
+    chance = np.random.Generator(np.random.PCG64(0))
+    compositions = [np.array(composition) for composition, _ in groups]
+    group_of_row = chance.permutation(np.repeat(np.arange(len(groups)), [count for _, count in groups]))
+    sizes = np.array([len(composition) for composition in compositions])[group_of_row]
+    row_offsets = np.concatenate([[0], np.cumsum(sizes)])
+    bases = np.concatenate([[0], np.cumsum([len(composition) for composition in compositions])])
+    length_at = np.concatenate(compositions)[_ranges(bases[group_of_row], sizes)]
+
+    # Any piece of the right length may stand at a place: shuffle the pieces, then deal them out by length.
+    shuffled = chance.permutation(len(places))
+    by_length = shuffled[np.argsort(places[shuffled], kind="stable")]
+    piece_at = np.empty(len(places), np.int64)
+    piece_at[np.argsort(length_at, kind="stable")] = by_length
+    return Packing(starts[piece_at], lengths[piece_at], row_offsets, seq_len, extra)
+
+
+def gather_rows(
+    tokens: np.ndarray, packing: Packing, rows: np.ndarray, *, pad_id: int, cls_id: int, sep_id: int
+) -> dict[str, np.ndarray]:
+    """The rows with these numbers, each piece as [CLS] … [SEP]; -1 gives a row of padding.
+
+    Returns:
+        int32 arrays [len(rows), seq_len]: `tokens`, `segment_ids` (1, 2, … for the pieces of a row, 0 for padding) and
+        `positions` (from 0 in each piece).
+    """
+    shape = (len(rows), packing.seq_len)
+    result = {"tokens": np.full(shape, pad_id, np.int32)}
+    result |= {name: np.zeros(shape, np.int32) for name in ("segment_ids", "positions")}
+
+    known = np.flatnonzero(rows >= 0)
+    first = packing.row_offsets[rows[known]]
+    counts = packing.row_offsets[rows[known] + 1] - first
+    pieces = _ranges(first, counts)
+    starts, lengths = packing.piece_start[pieces], packing.piece_length[pieces]
+    places = lengths + packing.extra
+
+    before = np.concatenate([[0], np.cumsum(places)])  # places used by all pieces before each one
+    pieces_before = np.concatenate([[0], np.cumsum(counts)])
+    used_in_rows_before = np.repeat(before[pieces_before[:-1]], counts)
+    begin = np.repeat(known, counts) * packing.seq_len + before[:-1] - used_in_rows_before  # flat place of each [CLS]
+
+    segment = np.arange(len(pieces)) - np.repeat(pieces_before[:-1], counts) + 1
+    within = _ranges(np.zeros_like(places), places)
+    target = np.repeat(begin, places) + within
+    result["segment_ids"].reshape(-1)[target] = np.repeat(segment, places)
+    result["positions"].reshape(-1)[target] = within
+
+    flat = result["tokens"].reshape(-1)
+    flat[begin] = cls_id
+    flat[begin + places - 1] = sep_id
+    flat[_ranges(begin + 1, lengths)] = tokens[_ranges(starts, lengths)]
+    return result
+
+
+def _cut(offsets: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Start and length of every piece, in the order of the documents; empty documents give none."""
+    lengths = np.diff(offsets)
+    pieces = -(-lengths // longest)
+    within = _ranges(np.zeros_like(pieces), pieces) * longest
+    starts = np.repeat(offsets[:-1], pieces) + within
+    return starts, np.minimum(np.repeat(lengths, pieces) - within, longest)
+
+
+def _compose(histogram: np.ndarray, seq_len: int) -> list[tuple[tuple[int, ...], int]]:
+    """Best fit, longest first, over a histogram of lengths: (lengths in a row, how many such rows)."""
+    open_groups: list[list[tuple[tuple[int, ...], int]]] = [[] for _ in range(seq_len + 1)]  # by the room that is left
+    for length in range(seq_len, 0, -1):
+        left = int(histogram[length])
+        room = length
+        while left:
+            while room <= seq_len and not open_groups[room]:
+                room += 1
+            composition, rows = open_groups[room].pop() if room <= seq_len else ((), left)
+            here = room if room <= seq_len else seq_len
+            fit = min(here // length, left)  # pieces of this length that one such row takes
+            filled = min(rows, left // fit)
+            if composition and rows > filled:
+                open_groups[here].append((composition, rows - filled))
+            open_groups[here - fit * length].append((composition + (length,) * fit, filled))
+            left -= fit * filled
+            room = length  # rows with less room may have come about
+    return [group for groups in open_groups for group in groups]
+
+
+def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """starts[0], starts[0] + 1, … (counts[0] of them), then those of starts[1], …"""
+    ends = np.cumsum(counts)
+    return np.repeat(starts - (ends - counts), counts) + np.arange(ends[-1] if len(ends) else 0)
