@@ -47,29 +47,8 @@ def main(argv: list[str]) -> int:
     batches = TrainBatches(train_rows, config.train.batch_size, seed=config.seed, **hosts)
 
     # ---- What is computed: the model, its optimizer, the state and where it lies.
-    graphdef, shapes, _ = parameters.structure(task.build)
-    chosen = config.optimizer
-    optimizer = optimizers.make_optimizer(
-        chosen.name,
-        shapes,
-        b1=chosen.b1,
-        b2=chosen.b2,
-        epsilon=chosen.epsilon,
-        weight_decay=chosen.weight_decay,
-        decay_rules=chosen.decay_rules,
-    )
-    schedule = optimizers.make_schedule(
-        chosen.schedule,
-        learning_rate=chosen.learning_rate,
-        warmup_steps=chosen.warmup_steps,
-        steps=config.train.steps,
-        final_share=chosen.final_share,
-    )
     everywhere = sharding.replicated(mesh)
-
-    def fresh_state() -> Any:
-        params, model_state = parameters.initialize(task.build, jax.random.key(config.seed))
-        return create_state(params, model_state, optimizer)
+    forward, fresh_state, train_step = assemble(config, task)
 
     # ---- Where the run stands: at its newest checkpoint, or at the start.
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.train.keep)
@@ -114,17 +93,7 @@ def main(argv: list[str]) -> int:
     logbook.text("parameters", parameters.table(state["params"]), step)
 
     # ---- The compiled step. The totals add up on the device; they are fetched at each log and nowhere else.
-    forward = parameters.functional(graphdef, task.loss)
     every = config.train.histogram_every
-    train_step = make_train_step(
-        forward,
-        optimizer,
-        schedule,
-        seed=config.seed,
-        clip_norm=chosen.clip_norm,
-        accumulate=config.train.accumulate,
-        histogram_every=every,
-    )
     rows_here = config.train.batch_size // jax.process_count()
     batch = sharding.put_batch(train_rows.load(np.full(rows_here, -1), np.zeros(rows_here, int)), mesh)
     empty = sharding.put_replicated(empty_totals(forward, state, batch, every), mesh)
@@ -205,6 +174,44 @@ def main(argv: list[str]) -> int:
     if status == 0:
         _say(f"done in {time.perf_counter() - started:.0f} s: python eval.py --workdir={folder}")
     return status
+
+
+def assemble(config: Any, task: Any) -> tuple[Any, Any, Any]:
+    """The forward pass with its loss, the function that draws a fresh state, and the training step; nothing is computed."""
+    graphdef, shapes, _ = parameters.structure(task.build)
+    forward = parameters.functional(graphdef, task.loss)
+    chosen = config.optimizer
+    optimizer = optimizers.make_optimizer(
+        chosen.name,
+        shapes,
+        b1=chosen.b1,
+        b2=chosen.b2,
+        epsilon=chosen.epsilon,
+        weight_decay=chosen.weight_decay,
+        decay_rules=chosen.decay_rules,
+    )
+    schedule = optimizers.make_schedule(
+        chosen.schedule,
+        learning_rate=chosen.learning_rate,
+        warmup_steps=chosen.warmup_steps,
+        steps=config.train.steps,
+        final_share=chosen.final_share,
+    )
+
+    def fresh_state() -> Any:
+        params, model_state = parameters.initialize(task.build, jax.random.key(config.seed))
+        return create_state(params, model_state, optimizer)
+
+    train_step = make_train_step(
+        forward,
+        optimizer,
+        schedule,
+        seed=config.seed,
+        clip_norm=chosen.clip_norm,
+        accumulate=config.train.accumulate,
+        histogram_every=config.train.histogram_every,
+    )
+    return forward, fresh_state, train_step
 
 
 def _say(line: str) -> None:

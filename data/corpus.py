@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ from data.tokenizer import Tokenizer
 from errors import UserError
 
 VERSION = 1  # of the file format
-BATCH = 1_000  # documents that are encoded together
+BATCH = 1_000  # texts that are encoded together,
+PART = 100_000  # of at most so many characters each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,20 +45,47 @@ def tokenize_corpus(source: Source, tokenizer: Tokenizer, log: Callable[[str], N
 
     def build(folder: Path) -> None:
         log(f"tokens: encoding {source.name}")
-        lengths, size = [], 0
+        lengths, size = np.zeros(len(source), np.int64), 0
         with (folder / "tokens.bin").open("wb") as out:
-            for start in range(0, len(source), BATCH):
-                texts = [source[i]["text"] for i in range(start, min(start + BATCH, len(source)))]
+            for documents, texts in _batches(source):
                 size += sum(len(text.encode("utf-8", "replace")) for text in texts)
-                for ids in tokenizer.encode_batch(texts):
-                    lengths.append(len(ids))
+                for document, ids in zip(documents, tokenizer.encode_batch(texts), strict=True):
+                    lengths[document] += len(ids)
                     out.write(ids.astype(dtype).tobytes())
-        if not sum(lengths):
+        if not lengths.any():
             raise UserError(source.name, "holds no text", "Name a source with text in it.")
-        np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+        np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]))
         (folder / "about.json").write_text(json.dumps({"source": source.name, "bytes_of_text": size}))
 
     folder = cached_folder("tokens", key, build)
     about = json.loads((folder / "about.json").read_text())
     tokens = np.memmap(folder / "tokens.bin", dtype, mode="r")
     return Corpus(tokens, np.load(folder / "offsets.npy"), key, about["bytes_of_text"])
+
+
+def _batches(source: Source) -> Iterator[tuple[list[int], list[str]]]:
+    """Texts to encode together, and which document each belongs to: bounded memory, however long a document is."""
+    documents: list[int] = []
+    texts: list[str] = []
+    room = 10 * PART
+    for document in range(len(source)):
+        for text in _parts(source[document]["text"]):
+            documents.append(document)
+            texts.append(text)
+            room -= len(text)
+            if len(texts) == BATCH or room <= 0:
+                yield documents, texts
+                documents, texts, room = [], [], 10 * PART
+    if texts:
+        yield documents, texts
+
+
+def _parts(text: str) -> Iterator[str]:
+    """A text in parts of at most `PART` characters, cut before a space if there is one: no word is cut in two."""
+    start = 0
+    while len(text) - start > PART:
+        space = max(text.rfind(" ", start + 1, start + PART), text.rfind("\n", start + 1, start + PART))
+        end = space if space > 0 else start + PART
+        yield text[start:end]
+        start = end
+    yield text[start:]

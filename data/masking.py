@@ -1,7 +1,7 @@
 """BERT's corruption of its input (Devlin et al. 2018, section 3.1), vectorised over a batch.
 
-Every draw is a hash of (seed, epoch, row number, what it is for, position). So a row is masked anew in each epoch, and the
-same whatever batch, thread, worker or host it is made on.
+Every draw is a hash of (seed, epoch, row number, what it is for, position). So a row is masked anew in each epoch, and
+the same whatever batch, thread, worker or host it is made on.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ class Masking:
         special_ids: never hidden.
         continues_word: [vocab_size] Booleans, for whole words.
         rate: share of a row's tokens that is to be predicted.
-        whole_word: all pieces of a word together.
+        whole_word: all pieces of a word together, as far as the row's share has room for any word.
         mask_share, random_share: how many of these become [MASK] or a random piece; the rest stay as they are.
     """
 
@@ -101,9 +101,9 @@ def mask_batch(
 
 
 def uniform(seed: int, epoch: np.ndarray, index: np.ndarray, stream: int, length: int) -> np.ndarray:
-    """[len(index), length] numbers from 0 to below 1; a row's depend on (seed, epoch, index, stream) and nothing else."""
+    """[len(index), length] numbers in [0, 1); a row's depend on (seed, epoch, index, stream) and nothing else."""
     rows = np.asarray(index).astype(np.uint64)
-    for word in (np.asarray(epoch).astype(np.uint64), np.uint64(seed), np.uint64(stream)):
+    for word in (np.asarray(epoch).astype(np.uint64), np.uint64(seed % 2**64), np.uint64(stream)):
         rows = _mix(rows + _GOLDEN) ^ word
     counter = np.arange(1, length + 1, dtype=np.uint64) * _GOLDEN
     return (_mix(_mix(rows)[:, None] + counter) >> np.uint64(11)) * 2.0**-53
@@ -123,7 +123,7 @@ def _choose_tokens(
     scores: np.ndarray, budget: np.ndarray, most: int, tokens: np.ndarray, segment_ids: np.ndarray, masking: Masking
 ) -> tuple[np.ndarray, np.ndarray]:
     """The positions [rows, most] of the lowest scores, and which of them are within the budget."""
-    lowest = np.argpartition(scores, min(most, scores.shape[1] - 1), axis=1)[:, :most]
+    lowest = np.argpartition(scores, most - 1, axis=1)[:, :most]
     order = np.argsort(np.take_along_axis(scores, lowest, 1), axis=1)
     return np.take_along_axis(lowest, order, 1), np.arange(most) < budget[:, None]
 
@@ -131,32 +131,40 @@ def _choose_tokens(
 def _choose_words(
     scores: np.ndarray, budget: np.ndarray, most: int, tokens: np.ndarray, segment_ids: np.ndarray, masking: Masking
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same for whole words: words in the order of their first piece's score, each taken if it still fits."""
+    """The same for whole words: in the order of their first piece's score, each taken if it still fits.
+
+    A row in which every word is too long has single pieces chosen.
+    """
     rows, length = scores.shape
-    joined = np.zeros(scores.shape, bool)
+    candidates = scores < 2
+    joined = np.zeros(scores.shape, bool)  # to the piece before
     joined[:, 1:] = (
         masking.continues_word[tokens[:, 1:]]
         & (segment_ids[:, 1:] == segment_ids[:, :-1])
-        & (scores[:, 1:] < 2)
-        & (scores[:, :-1] < 2)
+        & candidates[:, 1:]
+        & candidates[:, :-1]
     )
-    first_piece = np.maximum.accumulate(np.where(joined, 0, np.arange(length)), axis=1)
-    order = np.argsort(np.take_along_axis(scores, first_piece, 1), axis=1, kind="stable")  # the pieces of a word together
-    is_first = np.take_along_axis(~joined, order, 1)
-    word = np.cumsum(is_first, axis=1) - 1
-    sizes = np.zeros((rows, length), int)
-    np.add.at(sizes, (np.arange(rows)[:, None], word), 1)
-    words = (np.take_along_axis(scores, order, 1) < 2)  # what is no candidate is a word of its own, at the end
+    word = np.cumsum(~joined, axis=1) - 1  # what is no candidate is a word of its own, with the score 2
+    flat_word = word + length * np.arange(rows)[:, None]
+    sizes = np.bincount(flat_word.ravel(), minlength=rows * length).reshape(rows, length)
+    word_scores = np.full((rows, length), 2.0)
+    word_scores.reshape(-1)[flat_word[~joined]] = scores[~joined]
 
+    order = np.argsort(word_scores, axis=1)
+    sizes = np.take_along_axis(sizes, order, 1)
     taken = np.zeros((rows, length), bool)
-    used = np.zeros(rows, int)
-    for number in range(length):
-        if (used >= budget).all():
+    room = budget.copy()
+    for i in range(length):
+        fits = sizes[:, i] <= room
+        taken[:, i] = fits
+        room -= np.where(fits, sizes[:, i], 0)
+        if not room.any():
             break
-        fits = used + sizes[:, number] <= budget
-        taken[:, number] = fits
-        used += np.where(fits, sizes[:, number], 0)
-    chosen = np.take_along_axis(taken, word, 1) & words
-    # The chosen ones to the front, in the order in which they came.
-    front = np.argsort(~chosen, axis=1, kind="stable")[:, :most]
-    return np.take_along_axis(order, front, 1), np.take_along_axis(chosen, front, 1)
+    chosen_words = np.empty_like(taken)
+    np.put_along_axis(chosen_words, order, taken, 1)
+    chosen = np.take_along_axis(chosen_words, word, 1) & candidates
+
+    stuck = ~chosen.any(1)
+    scores = np.where(chosen, scores - 1, scores)  # the chosen ones first
+    filled = np.where(stuck, budget, chosen.sum(1))
+    return _choose_tokens(scores, filled, most, tokens, segment_ids, masking)

@@ -8,6 +8,8 @@ import dataclasses
 
 import numpy as np
 
+from data.masking import uniform
+
 
 @dataclasses.dataclass(frozen=True)
 class Packing:
@@ -15,7 +17,7 @@ class Packing:
 
     Attributes:
         piece_start: int64 [pieces], where each piece begins in the corpus' tokens.
-        piece_length: int64 [pieces], in tokens.
+        piece_length: int32 [pieces], in tokens.
         row_offsets: int64 [rows + 1]; the pieces of row r are row_offsets[r] to row_offsets[r + 1].
         seq_len: the length of a row.
         extra: places that a piece takes beside its tokens: 2 for [CLS] and [SEP].
@@ -33,45 +35,60 @@ class Packing:
     @property
     def padding(self) -> float:
         """The share of all places that holds no token."""
-        used = int(self.piece_length.sum()) + self.extra * len(self.piece_length)
+        used = int(self.piece_length.sum(dtype=np.int64)) + self.extra * len(self.piece_length)
         return 1 - used / (len(self) * self.seq_len)
 
 
 def pack(offsets: np.ndarray, seq_len: int, extra: int = 2) -> Packing:
     """Packs the documents tokens[offsets[i]:offsets[i + 1]] into rows; the same input gives the same rows.
 
-    The rows, and pieces of equal length among them, stand in an order of chance, so that any run of rows is a fair sample.
+    The rows, and pieces of equal length among them, stand in an order of chance: any run of rows is a fair sample.
+
+    Raises:
+        ValueError: no document holds a token, or a row has no room for one.
     """
+    if seq_len <= extra or offsets[-1] == offsets[0]:
+        raise ValueError(f"nothing to pack: {offsets[-1] - offsets[0]} tokens, {seq_len - extra} places in a row")
     starts, lengths = _cut(offsets, seq_len - extra)
     places = lengths + extra
     groups = _compose(np.bincount(places, minlength=seq_len + 1), seq_len)
 
     # The rows that the groups describe, in random order, as the length at each piece's place.
-    chance = np.random.Generator(np.random.PCG64(0))
     compositions = [np.array(composition) for composition, _ in groups]
-    group_of_row = chance.permutation(np.repeat(np.arange(len(groups)), [count for _, count in groups]))
+    group_of_row = np.repeat(np.arange(len(groups)), [count for _, count in groups])
+    group_of_row = group_of_row[np.argsort(_chance(len(group_of_row), 0), kind="stable")]
     sizes = np.array([len(composition) for composition in compositions])[group_of_row]
     row_offsets = np.concatenate([[0], np.cumsum(sizes)])
     bases = np.concatenate([[0], np.cumsum([len(composition) for composition in compositions])])
     length_at = np.concatenate(compositions)[_ranges(bases[group_of_row], sizes)]
 
-    # Any piece of the right length may stand at a place: shuffle the pieces, then deal them out by length.
-    shuffled = chance.permutation(len(places))
-    by_length = shuffled[np.argsort(places[shuffled], kind="stable")]
+    # Any piece of the right length may stand at a place: deal them out by length, among equals by chance.
     piece_at = np.empty(len(places), np.int64)
+    by_length = np.argsort(places + _chance(len(places), 1), kind="stable")
     piece_at[np.argsort(length_at, kind="stable")] = by_length
-    return Packing(starts[piece_at], lengths[piece_at], row_offsets, seq_len, extra)
+    return Packing(starts[piece_at], lengths[piece_at].astype(np.int32), row_offsets, seq_len, extra)
 
 
 def gather_rows(
-    tokens: np.ndarray, packing: Packing, rows: np.ndarray, *, pad_id: int, cls_id: int, sep_id: int
+    tokens: np.ndarray,
+    packing: Packing,
+    rows: np.ndarray,
+    *,
+    pad_id: int,
+    cls_id: int | None = None,
+    sep_id: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """The rows with these numbers, each piece as [CLS] … [SEP]; -1 gives a row of padding.
+    """The rows with these numbers, each piece as [CLS] … [SEP] as far as these have ids; -1 gives a row of padding.
+
+    Raises:
+        ValueError: `packing.extra` is another number than there are such ids.
 
     Returns:
         int32 arrays [len(rows), seq_len]: `tokens`, `segment_ids` (1, 2, … for the pieces of a row, 0 for padding) and
         `positions` (from 0 in each piece).
     """
+    if packing.extra != (cls_id is not None) + (sep_id is not None):
+        raise ValueError(f"packed with {packing.extra} extra places, but cls_id={cls_id} and sep_id={sep_id}")
     shape = (len(rows), packing.seq_len)
     result = {"tokens": np.full(shape, pad_id, np.int32)}
     result |= {name: np.zeros(shape, np.int32) for name in ("segment_ids", "positions")}
@@ -95,9 +112,11 @@ def gather_rows(
     result["positions"].reshape(-1)[target] = within
 
     flat = result["tokens"].reshape(-1)
-    flat[begin] = cls_id
-    flat[begin + places - 1] = sep_id
-    flat[_ranges(begin + 1, lengths)] = tokens[_ranges(starts, lengths)]
+    if cls_id is not None:
+        flat[begin] = cls_id
+    if sep_id is not None:
+        flat[begin + places - 1] = sep_id
+    flat[_ranges(begin + (cls_id is not None), lengths)] = tokens[_ranges(starts, lengths)]
     return result
 
 
@@ -127,7 +146,6 @@ def _compose(histogram: np.ndarray, seq_len: int) -> list[tuple[tuple[int, ...],
                 open_groups[here].append((composition, rows - filled))
             open_groups[here - fit * length].append((composition + (length,) * fit, filled))
             left -= fit * filled
-            room = length  # rows with less room may have come about
     return [group for groups in open_groups for group in groups]
 
 
@@ -135,3 +153,8 @@ def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """starts[0], starts[0] + 1, … (counts[0] of them), then those of starts[1], …"""
     ends = np.cumsum(counts)
     return np.repeat(starts - (ends - counts), counts) + np.arange(ends[-1] if len(ends) else 0)
+
+
+def _chance(count: int, stream: int) -> np.ndarray:
+    """[count] numbers from 0 to below 1. A hash, since NumPy's generators may change their order with its version."""
+    return uniform(0, np.array([0]), np.array([0]), stream, count)[0]

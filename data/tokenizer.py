@@ -8,8 +8,11 @@ import difflib
 import functools
 import io
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -21,23 +24,29 @@ from data.sources import Source
 from errors import UserError
 
 PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+FIELD = "config.data.tokenizer"
 KINDS = ("wordpiece", "unigram", "bpe")
-VERSION = 1  # of the training: raise it when the same text gives other pieces
+VERSION = 2  # of the training: raise it when the same text gives other pieces
 SMALLEST = {"wordpiece": 64, "unigram": 512, "bpe": 512}  # SentencePiece holds the 256 bytes as pieces
+COVERAGE = 0.9999  # of WordPiece's training text: of many characters the rarest stay out of the vocabulary
+IDEOGRAPH = re.compile("[\u2e80-\u2fdf\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
 class Tokenizer:
     """What both libraries have in common. Ids are those of the vocabulary file, whatever their order there."""
 
-    def __init__(self, ids: dict[str, int], vocab_size: int, content: bytes, name: str):
+    def __init__(self, pieces: list[str], more_special: Iterable[int], content: bytes, name: str, field: str):
+        ids = {piece: i for i, piece in enumerate(pieces)}
         missing = [special for special in SPECIALS if special not in ids]
         if missing:
             value = f"{name} has no {', '.join(missing)}"
-            raise UserError("config.data.tokenizer", value, f"Give a tokenizer with {' '.join(SPECIALS)}.")
+            raise UserError(field, value, f"Give a tokenizer with {' '.join(SPECIALS)}.")
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (ids[special] for special in SPECIALS)
-        self.special_ids = tuple(ids[special] for special in SPECIALS)
-        self.vocab_size = vocab_size
+        self.special_ids = tuple(sorted({*(ids[special] for special in SPECIALS), *more_special}))
+        self.vocab_size = len(pieces)
         self.fingerprint = fingerprint(content)
+        self._pieces = pieces
+        self._is_special = np.isin(np.arange(len(pieces)), self.special_ids)
 
     def encode_batch(self, texts: Sequence[str], keep_mask: bool = False) -> list[np.ndarray]:
         """The ids of each text, int32, without [CLS] and [SEP].
@@ -45,97 +54,116 @@ class Tokenizer:
         Args:
             keep_mask: "[MASK]" in a text becomes the special piece; else it is spelled out as any other text.
         """
-        texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]  # a lone surrogate has no UTF-8
+        texts = [_clean(text) for text in texts]
         if not keep_mask:
-            return [np.asarray(ids, np.int32) for ids in self._encode_plain(texts)]
+            return self._encode_text(texts)
         parts = [text.split(MASK) for text in texts]
-        encoded = iter(self._encode_plain([part for split in parts for part in split]))
+        encoded = iter(self._encode_text([part for split in parts for part in split]))
         joined = []
         for split in parts:
-            ids = list(next(encoded))
-            for _ in split[1:]:
-                ids += [self.mask_id, *next(encoded)]
-            joined.append(np.asarray(ids, np.int32))
+            arrays = [next(encoded)]
+            for part in split[1:]:
+                ids = next(encoded)
+                arrays += [np.array([self.mask_id], np.int32), ids if part[:1].isspace() else self._continue(ids)]
+            joined.append(np.concatenate(arrays))
         return joined
+
+    def _encode_text(self, texts: list[str]) -> list[np.ndarray]:
+        """Ids that are never special, whatever a foreign vocabulary makes of a text; [UNK] alone may occur."""
+        arrays = [np.array(ids, np.int32) for ids in self._encode_plain(texts)]
+        return [np.where(self._is_special[ids], np.int32(self.unk_id), ids) for ids in arrays]
 
     @functools.cached_property
     def continues_word(self) -> np.ndarray:
         """[vocab_size] Booleans: whether a piece goes on with the word of the piece before it."""
-        flags = np.array([self._continues(self.token(i)) for i in range(self.vocab_size)])
-        flags[list(self.special_ids)] = False
-        return flags
+        return np.array([self._continues(piece) for piece in self._pieces]) & ~self._is_special
 
     def token(self, id: int) -> str:
         """The piece as it stands in the vocabulary."""
-        raise NotImplementedError
+        return self._pieces[id]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some pieces, without specials."""
+        """The text of some pieces; of the specials, only [UNK] leaves a trace."""
         raise NotImplementedError
 
     def save(self, folder: Path) -> None:
         """Writes the files that `load_tokenizer` reads."""
         raise NotImplementedError
 
+    def _ordinary(self, ids: Iterable[int]) -> list[int]:
+        return [int(id) for id in ids if id == self.unk_id or not self._is_special[id]]
+
     def _encode_plain(self, texts: list[str]) -> list[list[int]]:
         raise NotImplementedError
 
     def _continues(self, piece: str) -> bool:
         raise NotImplementedError
 
+    def _continue(self, ids: np.ndarray) -> np.ndarray:
+        """The ids of a text that follows a [MASK] without a space."""
+        return ids
+
 
 class WordPiece(Tokenizer):
     """A tokenizer.json; what it says is the truth."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, name: str):
+    def __init__(self, backend: tokenizers.Tokenizer, name: str, field: str):
         backend.no_padding()
-        backend.no_truncation()
-        content = backend.to_str()
-        self._prefix = json.loads(content)["model"].get("continuing_subword_prefix") or "##"
-        super().__init__(backend.get_vocab(), backend.get_vocab_size(), content.encode(), name)
-        self._content = content
+        backend.no_truncation()  # many files from the Hub cut at 512
+        self._content = backend.to_str(pretty=True)
+        self._about = json.loads(self._content)
+        ids = backend.get_vocab()
+        pieces = [""] * (max(ids.values(), default=-1) + 1)
+        for piece, id in ids.items():
+            pieces[id] = piece
+        added = {entry["id"] for entry in self._about["added_tokens"] if entry["special"]}
+        holes = {i for i, piece in enumerate(pieces) if not piece}
+        super().__init__(pieces, added | holes, self._content.encode(), name, field)
+        backend.encode_special_tokens = True  # "[SEP]" in a text is a word between two brackets
         self._backend = backend
-        self._backend.encode_special_tokens = True  # "[SEP]" in a text is five characters and a word
-
-    def token(self, id: int) -> str:
-        return self._backend.id_to_token(id) or UNK
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._backend.decode(list(ids), skip_special_tokens=True)
+        return self._backend.decode(self._ordinary(ids), skip_special_tokens=False)
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "tokenizer.json").write_text(self._content, encoding="utf-8")
-        pieces = [self.token(i) for i in range(self.vocab_size)]
-        (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")
-        settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
-        settings |= dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIALS, strict=True))
+        roles = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+        settings: dict[str, Any] = dict(zip(roles, SPECIALS, strict=True))
+        if self._about["model"]["type"] != "WordPiece":
+            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        else:
+            vocabulary = "".join(f"{piece}\n" for piece in self._pieces)
+            (folder / "vocab.txt").write_text(vocabulary, encoding="utf-8")
+            normalizer = self._about["normalizer"] or {}
+            settings["tokenizer_class"] = "BertTokenizer"
+            settings["do_lower_case"] = normalizer.get("lowercase", False)
+            settings["strip_accents"] = normalizer.get("strip_accents")
+            settings["tokenize_chinese_chars"] = normalizer.get("handle_chinese_chars", False)
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     def _encode_plain(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _continues(self, piece: str) -> bool:
-        return piece.startswith(self._prefix)
+        if self._about["model"]["type"] == "WordPiece":
+            return piece.startswith(self._about["model"]["continuing_subword_prefix"])
+        return not piece.startswith(("▁", "Ġ"))  # how SentencePiece and byte-level BPE write the space before a word
 
 
 class SentencePiece(Tokenizer):
     """A SentencePiece model, unigram or BPE."""
 
-    def __init__(self, model: bytes, name: str):
+    def __init__(self, model: bytes, name: str, field: str):
         self._model = model
         self._backend = sentencepiece.SentencePieceProcessor()
         self._backend.LoadFromSerializedProto(model)
-        size = self._backend.GetPieceSize()
-        ids = {piece: self._backend.PieceToId(piece) for piece in SPECIALS}
-        ids = {piece: id for piece, id in ids.items() if self._backend.IdToPiece(id) == piece}
-        super().__init__(ids, size, model, name)
-
-    def token(self, id: int) -> str:
-        return self._backend.IdToPiece(int(id))
+        numbers = range(self._backend.GetPieceSize())
+        control = [i for i in numbers if self._backend.IsControl(i) or self._backend.IsUnused(i)]
+        super().__init__([self._backend.IdToPiece(i) for i in numbers], control, model, name, field)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._backend.DecodeIds([int(id) for id in ids if id not in self.special_ids])
+        return self._backend.DecodeIds(self._ordinary(ids))
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -145,7 +173,15 @@ class SentencePiece(Tokenizer):
         return self._backend.EncodeAsIds(texts) if texts else []
 
     def _continues(self, piece: str) -> bool:
-        return not piece.startswith("▁")
+        return not piece.startswith("▁") and not IDEOGRAPH.match(piece)  # Chinese sets no spaces between its words
+
+    def _continue(self, ids: np.ndarray) -> np.ndarray:
+        # SentencePiece sets a space before each text; take it away again, where the piece without it exists.
+        bare = self._pieces[ids[0]].removeprefix("▁") if len(ids) else ""
+        known = self._backend.PieceToId(bare) if bare else self.unk_id
+        if len(ids) and not bare:
+            return ids[1:]
+        return ids if known == self.unk_id else np.concatenate([np.array([known], np.int32), ids[1:]])
 
 
 def make_tokenizer(spec: str, source: Source, log: Callable[[str], None] = print) -> Tokenizer:
@@ -159,17 +195,17 @@ def make_tokenizer(spec: str, source: Source, log: Callable[[str], None] = print
     if kind not in KINDS:
         near = difflib.get_close_matches(kind, KINDS, n=1) if colon and not Path(spec).exists() else []
         if near:
-            raise UserError("config.data.tokenizer", repr(spec), f"Did you mean {near[0]}:{number}?")
+            raise UserError(FIELD, repr(spec), f"Did you mean {near[0]}:{number}?")
         return load_tokenizer(spec)
     if not number.isdecimal() or int(number) < SMALLEST[kind]:
         mend = f"Give the number of pieces, at least {SMALLEST[kind]}: {kind}:8192"
-        raise UserError("config.data.tokenizer", repr(spec), mend)
+        raise UserError(FIELD, repr(spec), mend)
     size = int(number)
 
     def build(folder: Path) -> None:
         log(f"tokenizer: training {spec} on {source.name}")
-        texts = (source[i]["text"] for i in range(len(source)))
-        (_train_wordpiece(texts, size) if kind == "wordpiece" else _train_sentencepiece(texts, kind, size)).save(folder)
+        tokenizer = _train_wordpiece(source, size) if kind == "wordpiece" else _train_sentencepiece(source, kind, size)
+        tokenizer.save(folder)
 
     folder = cached_folder("tokenizers", fingerprint(VERSION, source.fingerprint, kind, size), build)
     tokenizer = load_tokenizer(folder)
@@ -178,7 +214,7 @@ def make_tokenizer(spec: str, source: Source, log: Callable[[str], None] = print
     return tokenizer
 
 
-def load_tokenizer(path: Path | str, field: str = "config.data.tokenizer") -> Tokenizer:
+def load_tokenizer(path: Path | str, field: str = FIELD) -> Tokenizer:
     """From tokenizer.json, vocab.txt or a SentencePiece .model, or a folder that holds one of them (in this order)."""
     path = Path(path)
     if path.is_dir():
@@ -192,84 +228,123 @@ def load_tokenizer(path: Path | str, field: str = "config.data.tokenizer") -> To
         raise UserError(field, f"no file {path}", mend)
     try:
         if path.suffix == ".model":
-            return SentencePiece(path.read_bytes(), str(path))
+            return SentencePiece(path.read_bytes(), str(path), field)
         if path.suffix == ".txt":
-            pieces = path.read_text(encoding="utf-8").splitlines()
-            return WordPiece(_bert_backend({piece: i for i, piece in enumerate(pieces)}), str(path))
-        return WordPiece(tokenizers.Tokenizer.from_file(str(path)), str(path))
+            pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            return WordPiece(_bert_backend(pieces), str(path), field)
+        return WordPiece(tokenizers.Tokenizer.from_file(str(path)), str(path), field)
     except UserError:
         raise
     except Exception as error:  # both libraries raise what they like on a file that is something else
-        raise UserError(field, f"{path} is no tokenizer ({str(error).splitlines()[0][:100]})", "Name another.") from error
+        mend = "Give a tokenizer.json, vocab.txt or SentencePiece .model."
+        raise UserError(field, f"{path} is no tokenizer ({str(error)[:100]})", mend) from error
 
 
-def _bert_backend(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
-    """BERT's normalisation, words and template around a vocabulary (empty before training)."""
-    model = models.WordPiece(vocabulary, unk_token=UNK) if vocabulary else models.WordPiece(unk_token=UNK)
-    backend = tokenizers.Tokenizer(model)
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+def _bert_backend(pieces: list[str]) -> tokenizers.Tokenizer:
+    """BERT's normalisation, words and template around a vocabulary."""
+    # A vocabulary that lowers all text could not use a capital letter.
+    cased = any(piece != piece.lower() for piece in pieces if not piece.startswith("["))
+    ids = {piece: i for i, piece in enumerate(pieces)}
+    backend = tokenizers.Tokenizer(models.WordPiece(ids, unk_token=UNK, continuing_subword_prefix="##"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=not cased)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
-    if vocabulary:
-        _finish_bert(backend)
-    return backend
-
-
-def _finish_bert(backend: tokenizers.Tokenizer) -> None:
-    """The parts that need ids."""
-    present = [special for special in SPECIALS if backend.token_to_id(special) is not None]
-    backend.add_special_tokens(present)
-    if CLS in present and SEP in present:
+    if all(special in ids for special in SPECIALS):
+        backend.add_special_tokens(list(SPECIALS))
         backend.post_processor = processors.TemplateProcessing(
             single=f"{CLS} $A {SEP}",
             pair=f"{CLS} $A {SEP} $B:1 {SEP}:1",
-            special_tokens=[(piece, backend.token_to_id(piece)) for piece in (CLS, SEP)],
+            special_tokens=[(piece, ids[piece]) for piece in (CLS, SEP)],
         )
+    return backend
 
 
-def _train_wordpiece(texts: Iterator[str], size: int) -> Tokenizer:
-    backend = _bert_backend({})
-    # Rare characters may not eat the vocabulary: a word with one that is left out becomes [UNK].
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size, special_tokens=list(SPECIALS), limit_alphabet=size // 2, show_progress=False
-    )
-    backend.train_from_iterator(_not_empty(texts), trainer)
-    _finish_bert(backend)
-    return WordPiece(backend, "the trained tokenizer")
+def _train_wordpiece(source: Source, size: int) -> Tokenizer:
+    alphabet = _alphabet(source, size // 32, size // 4)  # a character may take two pieces: `a` and `##a`
+
+    def train(size: int, first: list[str]) -> list[str]:
+        backend = _bert_backend([])
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=size,
+            special_tokens=first,
+            min_frequency=2,
+            initial_alphabet=alphabet,
+            limit_alphabet=len(alphabet),
+            show_progress=False,
+        )
+        backend.train_from_iterator(_texts(source), trainer, length=len(source))
+        ids = backend.get_vocab()
+        return sorted(ids, key=lambda piece: ids[piece])
+
+    # The library numbers single characters in an order of chance, and breaks ties between merges by these numbers.
+    # So a first training finds the characters only, and the second is given them sorted.
+    characters = sorted(set(train(0, list(SPECIALS))) - set(SPECIALS))
+    pieces = train(size, [*SPECIALS, *characters])
+    return WordPiece(_bert_backend(pieces), "the trained tokenizer", FIELD)
 
 
-def _train_sentencepiece(texts: Iterator[str], kind: str, size: int) -> Tokenizer:
+def _alphabet(source: Source, least: int, most: int) -> list[str]:
+    """The commonest characters of the text after BERT's normalisation: `COVERAGE` of it, within `least` and `most`."""
+    normalize = normalizers.BertNormalizer().normalize_str
+    counts: Counter[str] = Counter()
+    for text in _texts(source):
+        counts.update(normalize(text))
+    found = sorted(((count, char) for char, count in counts.items() if not char.isspace()), key=lambda x: (-x[0], x[1]))
+    if not found:
+        raise _empty(source)
+    covered = np.cumsum([count for count, _ in found])
+    enough = int(np.searchsorted(covered, COVERAGE * covered[-1])) + 1
+    return [char for _, char in found[: min(max(enough, least), most)]]
+
+
+def _train_sentencepiece(source: Source, kind: str, size: int) -> Tokenizer:
     model = io.BytesIO()
-    lines = (line for text in _not_empty(texts) for line in text.splitlines() if line.strip())
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=lines,
-        model_writer=model,
-        model_type=kind,
-        vocab_size=size,
-        hard_vocab_limit=False,  # a small text gives fewer pieces
-        pad_id=0,
-        unk_id=1,
-        bos_id=2,
-        eos_id=3,
-        pad_piece=PAD,
-        unk_piece=UNK,
-        bos_piece=CLS,
-        eos_piece=SEP,
-        control_symbols=[MASK],  # a control piece, which no text can produce
-        byte_fallback=True,  # a character without a piece is spelled in bytes: nothing is unknown
-        character_coverage=0.9995,
-        max_sentence_length=2**24,  # longer lines would be left out without a word
-        num_threads=4,  # another number gives another model
-        minloglevel=2,
-    )
-    return SentencePiece(model.getvalue(), "the trained tokenizer")
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_lines(source),
+            model_writer=model,
+            model_type=kind,
+            vocab_size=size,
+            hard_vocab_limit=False,  # a small text gives fewer pieces
+            pad_id=0,
+            unk_id=1,
+            bos_id=2,
+            eos_id=3,
+            pad_piece=PAD,
+            unk_piece=UNK,
+            bos_piece=CLS,
+            eos_piece=SEP,
+            control_symbols=[MASK],  # a control piece, which no text can produce
+            byte_fallback=True,  # a character without a piece is spelled in bytes: nothing is unknown
+            character_coverage=0.9995,
+            num_threads=4,  # another number gives another model
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        if too_small := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
+            mend = f"The characters of {source.name} alone need {too_small[1]} pieces: give more."
+            raise UserError(FIELD, f"{kind}:{size}", mend) from error
+        if "sentences_.empty" in str(error) or "all_chars_count" in str(error):
+            raise _empty(source) from error
+        raise
+    return SentencePiece(model.getvalue(), "the trained tokenizer", FIELD)
 
 
-def _not_empty(texts: Iterator[str]) -> Iterator[str]:
-    """The same texts; both trainers die of an empty corpus."""
-    empty = True
-    for text in texts:
-        empty = empty and not text.strip()
-        yield text.encode("utf-8", "replace").decode("utf-8")
-    if empty:
-        raise UserError("config.data.train", "holds no text to train a tokenizer on", "Name a source with text in it.")
+def _lines(source: Source) -> Iterator[str]:
+    """Lines as SentencePiece takes them: long ones and those with its own mark U+2585 it would leave out."""
+    for text in _texts(source):
+        for line in text.replace("\u2585", " ").splitlines():
+            yield from (line[i : i + 1000] for i in range(0, len(line), 1000))
+
+
+def _texts(source: Source) -> Iterator[str]:
+    return (_clean(source[i]["text"]) for i in range(len(source)))
+
+
+def _clean(text: str) -> str:
+    """Without lone surrogates, which no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _empty(source: Source) -> UserError:
+    return UserError(source.name, "holds no text to train a tokenizer on", "Name a source with text in it.")

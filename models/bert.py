@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from errors import UserError
-from models.layers import ACTIVATIONS, Array, Embedding, LayerNorm, Linear, dropout, sinusoidal_positions
+from models.layers import ACTIVATIONS, Array, Embedding, LayerNorm, Linear, add_bias, dropout, sinusoidal_positions
 from models.transformer import Encoder, TransformerConfig, encoder_flops
 
 
@@ -117,4 +117,4 @@ class MaskedLMHead(nnx.Module):
     def __call__(self, hidden: Array, word_embedding: Array) -> Array:
         x = self.norm(ACTIVATIONS[self.activation](self.transform(hidden)))
         logits = x @ word_embedding.astype(x.dtype).T
-        return logits.astype(jnp.float32) + self.bias[...]
+        return add_bias(logits.astype(jnp.float32), self.bias[...])
