@@ -1,6 +1,6 @@
 """Evaluates a run on a split, or on other data, and writes DIR/eval/SPLIT.json.
 
-    python eval.py --workdir=DIR [--checkpoint=last|STEP] [--split=valid|test] [--data=SOURCE]
+python eval.py --workdir=DIR [--checkpoint=last|STEP] [--split=valid|test] [--data=SOURCE]
 """
 
 from pathlib import Path
@@ -37,7 +37,9 @@ def main(argv: list[str]) -> int:
     mesh = sharding.make_mesh(-1, batch_size)
     graphdef, params, model_state = parameters.split(model)
     state = sharding.put_replicated({"params": params, "model_state": model_state}, mesh)
-    eval_step = jax.jit(make_eval_step(parameters.functional(graphdef, task.loss)), out_shardings=sharding.replicated(mesh))
+    eval_step = jax.jit(
+        make_eval_step(parameters.functional(graphdef, task.loss)), out_shardings=sharding.replicated(mesh)
+    )
     sums = evaluate(eval_step, state, (sharding.put_batch(batch, mesh) for batch in eval_batches(rows, batch_size)))
 
     name = f"data-{fingerprint(flags['data'])[:8]}" if flags["data"] else flags["split"]

@@ -1,6 +1,6 @@
 """Reads lines, writes one JSON object for each: what a trained run says of it.
 
-    python predict.py --workdir=DIR [--checkpoint=last|STEP] [--input=FILE] [--output=FILE] [the task's own flags]
+python predict.py --workdir=DIR [--checkpoint=last|STEP] [--input=FILE] [--output=FILE] [the task's own flags]
 """
 
 import contextlib
@@ -52,7 +52,9 @@ def _lines(stack: contextlib.ExitStack, path: str) -> Iterator[str]:
     try:
         stream = stack.enter_context(open(path, "rb")) if path else sys.stdin.buffer
     except OSError as error:
-        raise UserError("--input", f"{path} ({error.strerror})", "Name a text file, a line for each prediction.") from error
+        raise UserError(
+            "--input", f"{path} ({error.strerror})", "Name a text file, a line for each prediction."
+        ) from error
 
     def decoded() -> Iterator[str]:
         for number, line in enumerate(stream, start=1):

@@ -23,7 +23,16 @@ from training import sharding
 from training.step import empty_totals
 from training.throughput import measured_peak
 
-FLAGS = {"layers": 2, "width": 128, "vocab": 8192, "rows": 32, "seq_len": 128, "dropout": 0.1, "steps": 30, "dtype": "float32"}
+FLAGS = {
+    "layers": 2,
+    "width": 128,
+    "vocab": 8192,
+    "rows": 32,
+    "seq_len": 128,
+    "dropout": 0.1,
+    "steps": 30,
+    "dtype": "float32",
+}
 
 
 def main(argv: list[str]) -> int:

@@ -119,7 +119,6 @@ def _parse_float(text: str, mend: str = "Give a number.") -> float:
 
 def _parse_tuple(text: str) -> tuple[Any, ...]:
 
-
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -38,7 +38,9 @@ def create(workdir: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError("--workdir", f"{workdir} cannot be written ({error.strerror})", "Give another folder.") from error
+        raise UserError(
+            "--workdir", f"{workdir} cannot be written ({error.strerror})", "Give another folder."
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:

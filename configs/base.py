@@ -24,7 +24,9 @@ def get_config() -> ConfigDict:
     config.data.document = "paragraph"  # what a document is in a text source: paragraph | line | file
     config.data.holdout = "hash"  # which are held out: by hash of their content, or the tail
     config.data.holdout_share = 0.05
-    config.data.tokenizer = "wordpiece:8192"  # wordpiece:N | unigram:N | bpe:N, trained on the training split; or a path
+    config.data.tokenizer = (
+        "wordpiece:8192"  # wordpiece:N | unigram:N | bpe:N, trained on the training split; or a path
+    )
     config.data.seq_len = 128  # tokens in a row
 
     config.optimizer = ConfigDict()

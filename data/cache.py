@@ -37,7 +37,9 @@ def cached_folder(kind: str, key: str, build: Callable[[Path], None]) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=target.parent))
     except OSError as error:
-        raise UserError("$ROOTSTOCK_CACHE", f"{target.parent} ({error.strerror})", "Set it to a folder that can be written.") from error
+        raise UserError(
+            "$ROOTSTOCK_CACHE", f"{target.parent} ({error.strerror})", "Set it to a folder that can be written."
+        ) from error
     try:
         build(scratch)
         try:

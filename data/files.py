@@ -168,7 +168,9 @@ class _File:
             return {"text": raw.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n").strip()}
         if self.kind == "jsonl":
             values = self._json(raw, lambda: self._line(start))
-            self._check_column(list(values), f"keys of {self.path}:{self._line(start)}" if self.text not in values else "")
+            self._check_column(
+                list(values), f"keys of {self.path}:{self._line(start)}" if self.text not in values else ""
+            )
         else:
             fields = self._fields(raw)
             if len(fields) != len(self.columns):
@@ -221,7 +223,9 @@ class _File:
                 decoder.decode(block, final=position + _BLOCK >= len(self.bytes))
             except UnicodeDecodeError as error:
                 at = position + error.start - (len(error.object) - len(block))
-                raise UserError(f"{self.path}:{self._line(at)}", "is not UTF-8", "Convert the file to UTF-8.") from error
+                raise UserError(
+                    f"{self.path}:{self._line(at)}", "is not UTF-8", "Convert the file to UTF-8."
+                ) from error
 
     def _line(self, position: int) -> int:
         """The number, from 1, of the line that a byte is in."""
@@ -252,4 +256,3 @@ class _File:
                 shutil.copyfileobj(packed, plain, _BLOCK)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise UserError(str(self.path), f"cannot be unpacked ({error})", "Name a whole .gz file.") from error
-

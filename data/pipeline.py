@@ -50,7 +50,13 @@ class TrainBatches:
             epochs = (number * batch_size + np.arange(batch_size)) // rows.count
             return chosen, rows.load(chosen[mine], epochs[mine])
 
-        batches = grain.MapDataset.range(rows.count).shuffle(seed=seed % 2**32).repeat().batch(batch_size).map_with_index(load)
+        batches = (
+            grain.MapDataset.range(rows.count)
+            .shuffle(seed=seed % 2**32)
+            .repeat()
+            .batch(batch_size)
+            .map_with_index(load)
+        )
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
         self._iterator = iter(batches.to_iter_dataset(options))
 

@@ -87,7 +87,12 @@ def _package_docs(name: str) -> Iterator[str]:
 def _docstrings(path: Path) -> Iterator[str]:
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(_tree(path)):
-        if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr) and _is_text(node.body[0].value):
+        if (
+            isinstance(node, documented)
+            and node.body
+            and isinstance(node.body[0], ast.Expr)
+            and _is_text(node.body[0].value)
+        ):
             doc = inspect.cleandoc(node.body[0].value.value)
             # A lone surrogate, written as an escape, has no UTF-8.
             yield doc.encode("utf-8", "replace").decode("utf-8")

@@ -40,7 +40,9 @@ KINDS: dict[str, Callable[[str, str, str, str], Source]] = {
 }
 
 
-def open_source(spec: str, *, text: str = "text", document: str = "paragraph", field: str = "config.data.train") -> Source:
+def open_source(
+    spec: str, *, text: str = "text", document: str = "paragraph", field: str = "config.data.train"
+) -> Source:
     """Opens `pydocs` or `KIND:REST`.
 
     Args:
@@ -92,7 +94,9 @@ class _Halves:
         if held_out.all():
             held_out = places < places.max()
         if not held_out.any() or held_out.all():
-            raise UserError(self.source.name, "all documents are equal", "Name held-out documents: --config.data.valid=…")
+            raise UserError(
+                self.source.name, "all documents are equal", "Name held-out documents: --config.data.valid=…"
+            )
         return held_out
 
 

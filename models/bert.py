@@ -26,7 +26,9 @@ class BertConfig(TransformerConfig):
         super().__post_init__()
         for name in ("vocab_size", "max_positions"):
             if getattr(self, name) < 0:
-                raise UserError(f"config.model.{name}", getattr(self, name), "Give a number above 0, or 0 to derive it.")
+                raise UserError(
+                    f"config.model.{name}", getattr(self, name), "Give a number above 0, or 0 to derive it."
+                )
         if self.type_vocab_size < 1:
             raise UserError("config.model.type_vocab_size", self.type_vocab_size, "Give a number above 0.")
 

@@ -15,6 +15,24 @@ from flax import nnx
 Array = jax.Array
 
 
+# The backward passes of the next three are written by hand for the sake of XLA's CPU back end, where they take a third off
+# the whole step: sums over rows run as matrix products, and the gradient of a kernel comes in the kernel's own layout.
+
+
+@jax.custom_vjp
+def dense(x: Array, kernel: Array, bias: Array) -> Array:
+    """`x @ kernel + bias` over the last axis."""
+    return x @ kernel + bias
+
+
+def _dense_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array, Array]:
+    x, kernel = kept
+    rows, gradients = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    for_x = jax.lax.dot_general(gradients, kernel, (((1,), (1,)), ((), ()))).reshape(x.shape)
+    for_kernel = jax.lax.dot_general(rows, gradients, (((0,), (0,)), ((), ())))
+    return for_x, for_kernel, _sum_rows(gradients)
+
+
 @jax.custom_vjp
 def add_bias(x: Array, bias: Array) -> Array:
     """`x + bias` over the last axis."""
@@ -28,33 +46,15 @@ def scale_by(x: Array, scale: Array) -> Array:
 
 
 def _sum_rows(x: Array) -> Array:
-    """The sum over all axes but the last, as a matrix product: XLA's CPU reductions over columns are five times slower."""
+    """The sum over all axes but the last."""
     rows = x.reshape(-1, x.shape[-1])
-    return jax.lax.dot(jnp.ones((1, rows.shape[0]), x.dtype), rows)[0]
+    total = jax.lax.dot(jnp.ones((1, rows.shape[0]), x.dtype), rows, preferred_element_type=jnp.float32)
+    return total[0].astype(x.dtype)
 
 
+dense.defvjp(lambda x, kernel, bias: (dense(x, kernel, bias), (x, kernel)), _dense_backward)
 add_bias.defvjp(lambda x, bias: (x + bias, None), lambda _, g: (g, _sum_rows(g)))
 scale_by.defvjp(lambda x, scale: (x * scale, (x, scale)), lambda kept, g: (g * kept[1], _sum_rows(g * kept[0])))
-
-
-@jax.custom_vjp
-def dense(x: Array, kernel: Array, bias: Array) -> Array:
-    return x @ kernel + bias
-
-
-def _dense_forward(x, kernel, bias):
-    return dense(x, kernel, bias), (x, kernel)
-
-
-def _dense_backward(kept, g):
-    x, kernel = kept
-    flat_x, flat_g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-    dx = jax.lax.dot_general(flat_g, kernel, (((1,), (1,)), ((), ()))).reshape(x.shape)
-    dkernel = jax.lax.dot_general(flat_x, flat_g, (((0,), (0,)), ((), ())))
-    return dx, dkernel, _sum_rows(flat_g)
-
-
-dense.defvjp(_dense_forward, _dense_backward)
 
 
 class Linear(nnx.Module):

@@ -144,7 +144,9 @@ class Encoder(nnx.Module):
         """Every hidden state, the input first: num_layers + 1 arrays [batch, length, hidden]; the last is the output."""
         states = [x]
         for i, layer in enumerate(self.layers):
-            states.append(layer(states[-1], segment_ids, positions, None if key is None else jax.random.fold_in(key, i)))
+            states.append(
+                layer(states[-1], segment_ids, positions, None if key is None else jax.random.fold_in(key, i))
+            )
         if self.norm is not None:
             states[-1] = self.norm(states[-1])
         return states

@@ -22,7 +22,9 @@ TASKS = {
 }
 
 
-def restore(workdir: str | Path, checkpoint: str = "last", log: Callable[[str], None] = print) -> tuple[Any, nnx.Module]:
+def restore(
+    workdir: str | Path, checkpoint: str = "last", log: Callable[[str], None] = print
+) -> tuple[Any, nnx.Module]:
     """The task and the trained model of a run.
 
     Args:
@@ -46,7 +48,9 @@ def checkpoint_step(workdir: str | Path, checkpoint: str = "last") -> int:
     """The step that `last` or a number stands for; UserError if the run has no such checkpoint."""
     steps = Checkpoints(Path(workdir) / "checkpoints").steps()
     if not steps:
-        raise UserError(str(workdir), "has no whole checkpoint", "Train it first: python train.py --config=… --workdir=…")
+        raise UserError(
+            str(workdir), "has no whole checkpoint", "Train it first: python train.py --config=… --workdir=…"
+        )
     if checkpoint == "last":
         return steps[-1]
     if not checkpoint.isdigit() or int(checkpoint) not in steps:
@@ -59,7 +63,9 @@ def read_config(workdir: Path) -> ConfigDict:
     path = workdir / "config.json"
     if not path.is_file():
         mend = "Name the folder of a run: train.py prints it first."
-        raise UserError("--workdir", f"{workdir} has no config.json" if workdir.is_dir() else f"no folder {workdir}", mend)
+        raise UserError(
+            "--workdir", f"{workdir} has no config.json" if workdir.is_dir() else f"no folder {workdir}", mend
+        )
     try:
         config = ConfigDict(_tuples(json.loads(path.read_text(encoding="utf-8"))))
     except (ValueError, TypeError) as error:

@@ -1,6 +1,58 @@
-"""Shared test set-up: a cache of the test run's own, so that tests neither read nor fill the user's."""
+"""Shared set-up: a cache of the test run's own, a small English-like corpus, and the commands as a user types them."""
 
 import os
+import random
+import subprocess
+import sys
 import tempfile
+from pathlib import Path
 
+# Before any test imports JAX: tests neither read nor fill the user's cache.
 os.environ["ROOTSTOCK_CACHE"] = tempfile.mkdtemp(prefix="rootstock-test-cache-")
+
+import pytest  # noqa: E402
+
+from cli import environment  # noqa: E402, F401  (the settings that every command runs with)
+
+ROOT = Path(__file__).parent.parent
+
+NOUNS = "king queen river forest ship letter garden winter soldier mountain village teacher candle horse bridge".split()
+VERBS = "sees finds remembers follows builds leaves paints guards crosses describes".split()
+ADJECTIVES = "old silent golden broken distant gentle narrow bright forgotten heavy".split()
+
+
+def sentences(seed: int, count: int) -> list[str]:
+    """Random sentences with a grammar, so that there is something to learn."""
+    draw = random.Random(seed)
+
+    def phrase() -> str:
+        return f"the {draw.choice(ADJECTIVES)} {draw.choice(NOUNS)}"
+
+    return [f"{phrase()} {draw.choice(VERBS)} {phrase()} near {phrase()} ." for _ in range(count)]
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """A text file of 400 paragraphs of one to six sentences."""
+    draw = random.Random(7)
+    paragraphs = ["\n".join(sentences(seed, draw.randint(1, 6))) for seed in range(400)]
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def smoke(corpus, tmp_path) -> list[str]:
+    """The arguments of a run that takes seconds."""
+    return [
+        "train.py",
+        "--config=configs/bert_mlm.py:smoke",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.data.train=text:{corpus}",
+        "--config.data.tokenizer=wordpiece:128",
+    ]
+
+
+def command(*words: str, **keywords) -> subprocess.CompletedProcess:
+    """One of the project's commands in a process of its own: `command("eval.py", "--workdir=…")`."""
+    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=300, **keywords)

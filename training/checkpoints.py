@@ -78,7 +78,9 @@ class Checkpoints:
         """The steps of the whole checkpoints, oldest first; folders that are none are passed over."""
         if not self.folder.is_dir():
             return []
-        found = [path for path in self.folder.iterdir() if path.name.isdigit() and (path / "_CHECKPOINT_METADATA").exists()]
+        found = [
+            path for path in self.folder.iterdir() if path.name.isdigit() and (path / "_CHECKPOINT_METADATA").exists()
+        ]
         return sorted(int(path.name) for path in found)
 
     def wait(self) -> None:
@@ -115,7 +117,9 @@ class Checkpoints:
             if saved.get(path) != wanted.get(path):
                 one, other = (_shape_text(tree.get(path)) for tree in (saved, wanted))
                 raise UserError(
-                    str(self.folder / str(step)), f"{path} is {one} there and {other} in this run", "Use another --workdir."
+                    str(self.folder / str(step)),
+                    f"{path} is {one} there and {other} in this run",
+                    "Use another --workdir.",
                 )
 
 

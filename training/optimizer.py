@@ -45,7 +45,11 @@ def make_optimizer(
         "adamw": lambda: [optax.scale_by_adam(b1, b2, epsilon)],
         "lion": lambda: [optax.scale_by_lion(b1, b2)],
         "lamb": lambda: [optax.scale_by_adam(b1, b2, epsilon)],
-        "adafactor": lambda: [optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()],
+        "adafactor": lambda: [
+            optax.scale_by_factored_rms(),
+            optax.clip_by_block_rms(1.0),
+            optax.scale_by_param_block_rms(),
+        ],
     }
     core = cores[name]()
     if name in COUPLED:

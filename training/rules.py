@@ -16,7 +16,9 @@ Rules = Sequence[tuple[str, Any]]
 
 def paths(tree: Any) -> list[str]:
     """The path of every leaf, `encoder/layers/0/attention/query/kernel`, in the tree's own order."""
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    ]
 
 
 def match(rules: Rules, tree: Any, field: str) -> Any:
@@ -30,7 +32,9 @@ def match(rules: Rules, tree: Any, field: str) -> Any:
     names = paths(tree)
     for pattern, _ in compiled:
         if not any(pattern.fullmatch(name) for name in names):
-            raise UserError(field, f"{pattern.pattern!r} matches no parameter", f"The parameters are {_examples(names)}.")
+            raise UserError(
+                field, f"{pattern.pattern!r} matches no parameter", f"The parameters are {_examples(names)}."
+            )
     values = []
     for name in names:
         decided = [value for pattern, value in compiled if pattern.fullmatch(name)]

@@ -53,12 +53,12 @@ def make_train_step(
         gradients, sums, model_state = _gradients(forward, params, state.get("model_state", {}), batch, key, accumulate)
 
         weight = jnp.where(sums["weight"] > 0, sums["weight"], 1.0)
-        norm = optax.global_norm(gradients) / weight
+        norm = optax.tree.norm(gradients) / weight
         finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(norm)
         scale = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12)) if clip_norm else 1.0
         gradients = jax.tree.map(lambda g: g * (scale / weight), gradients)
 
-        rate = schedule(number)
+        rate = jnp.asarray(schedule(number), jnp.float32)
         directions, opt_state = optimizer.update(gradients, state["opt_state"], params)
         updated = jax.tree.map(lambda p, d: p - rate * d, params, directions)
 
@@ -79,7 +79,7 @@ def make_train_step(
             "first_bad_step": jnp.where(finite | (totals["first_bad_step"] != NEVER), totals["first_bad_step"], number),
             "learning_rate": rate,
             "gradient_norm": norm,
-            "parameter_norm": optax.global_norm(new_state["params"]),
+            "parameter_norm": optax.tree.norm(new_state["params"]),
         }
         if histogram_every:
             new_totals["histograms"] = jax.lax.cond(

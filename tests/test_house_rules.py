@@ -1,0 +1,90 @@
+"""Who may import whom: the rooms of the house and their doors."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("cli", "configs", "data", "evaluation", "models", "tasks", "training", "benchmarks")
+COMMANDS = ("train", "eval", "predict")
+
+# What each room may import of the project itself; errors.py is open to every room.
+INSIDE = {
+    "errors": set(),
+    "configs": {"configs"},
+    "data": {"data"},
+    "models": {"models"},
+    "evaluation": {"evaluation"},
+    "training": {"training"},
+    "tasks": {"tasks", "models", "data", "evaluation"},
+    "cli": {"cli", "tasks", "models", "data", "training"},
+    "train": {"cli", "tasks", "models", "data", "training"},
+    "eval": {"cli", "tasks", "models", "data", "training", "evaluation"},
+    "predict": {"cli", "tasks"},
+    "benchmarks": {"benchmarks", "train", "cli", "configs", "tasks", "models", "data", "training", "evaluation"},
+}
+# `tasks.restore` is what a notebook starts from, and a run's parameters lie in its checkpoint: the one door between the two.
+DOORS = {("tasks/__init__.py", "training.checkpoints")}
+
+# What each room may import of other people's packages, beside the standard library.
+OUTSIDE = {
+    "configs": {"ml_collections"},
+    "models": {"jax", "flax", "numpy"},
+    "training": {"jax", "flax", "optax", "orbax", "tensorboardX", "numpy", "tqdm"},
+    "data": {"numpy", "grain", "tokenizers", "sentencepiece", "tensorflow_datasets", "etils"},
+    "evaluation": {"numpy", "sklearn", "scipy", "matplotlib"},
+}
+
+
+def files() -> list[Path]:
+    found = [ROOT / f"{name}.py" for name in (*COMMANDS, "errors")]
+    return found + [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_room_imports_only_the_rooms_it_may(path):
+    own = {*ROOMS, *COMMANDS, "errors"}
+    for name in imports(path):
+        top = name.split(".")[0]
+        door = any(path == ROOT / file and name.startswith(module) for file, module in DOORS)
+        if top in own and top != "errors" and not door:
+            assert top in INSIDE[room(path)], f"{path.name} may not import {name}"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_room_imports_only_the_packages_it_may(path):
+    import sys
+
+    own = {*ROOMS, *COMMANDS, "errors", *sys.stdlib_module_names}
+    foreign = {name.split(".")[0] for name in imports(path)} - own
+    assert foreign <= OUTSIDE.get(room(path), foreign)
+
+
+def test_jax_stays_out_of_the_data():
+    assert not any(name.split(".")[0] == "jax" for path in files() if room(path) == "data" for name in imports(path))
+
+
+def test_only_one_room_knows_orbax():
+    knows = [path.name for path in files() if any(name.startswith("orbax") for name in imports(path))]
+    assert knows == ["checkpoints.py"]
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_file_outgrows_its_reader(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
