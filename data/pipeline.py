@@ -1,7 +1,7 @@
 """From numbered rows to batches of NumPy arrays, on grain.
 
-Only row numbers flow through the pipeline: they are shuffled anew each epoch, repeated and batched, and a whole batch is
-then made in one vectorised call. Batch i is a function of (seed, i) alone, so the order does not depend on threads,
+Only row numbers flow through the pipeline: they are shuffled anew each epoch, repeated and batched, and a whole batch
+is then made in one vectorised call. Batch i is a function of (seed, i) alone, so the order does not depend on threads,
 workers or hosts, and a position in it is a small piece of JSON.
 """
 
@@ -50,15 +50,10 @@ class TrainBatches:
             epochs = (number * batch_size + np.arange(batch_size)) // rows.count
             return chosen, rows.load(chosen[mine], epochs[mine])
 
-        batches = (
-            grain.MapDataset.range(rows.count)
-            .shuffle(seed=seed % 2**32)
-            .repeat()
-            .batch(batch_size)
-            .map_with_index(load)
-        )
+        numbers = grain.MapDataset.range(rows.count).shuffle(seed=seed % 2**32).repeat()
+        self.dataset = numbers.batch(batch_size).map_with_index(load)
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-        self._iterator = iter(batches.to_iter_dataset(options))
+        self._iterator = iter(self.dataset.to_iter_dataset(options))
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, Batch]]:
         return self

@@ -50,10 +50,12 @@ def open_source(
         document: what a document is in a `text:` source: `paragraph`, `line` or `file`.
         field: the name of the flag or config field, for messages.
     """
+    if document not in ("paragraph", "line", "file"):
+        raise UserError("config.data.document", repr(document), "Choose paragraph, line or file.")
     kind, colon, rest = spec.partition(":")
     if kind in KINDS and (bool(colon) == (kind != "pydocs")):
         return KINDS[kind](rest, text, document, field)
-    if not colon and ("/" in kind or "." in kind):
+    if "/" in kind or (not colon and "." in kind):
         raise UserError(field, f"{spec!r} has no kind", f"Did you mean text:{spec}? Kinds: {', '.join(KINDS)}.")
     near = difflib.get_close_matches(kind, KINDS, n=1)
     hint = f"Did you mean {near[0]}{'' if near[0] == 'pydocs' else ':' + (rest or 'PATH')}? " if near else ""
@@ -66,8 +68,13 @@ def split_holdout(source: Source, rule: str = "hash", share: float = 0.05) -> tu
     Args:
         rule: `hash` goes by the document's words, so that equal documents are on one side wherever they stand;
             `tail` holds out the last documents.
-        share: how much is held out, 0 to 1.
+        share: how much is held out, between 0 and 1.
+
+    Raises:
+        UserError: the rule is another one; or, at the first use, there are not two different documents.
     """
+    if rule not in ("hash", "tail"):
+        raise UserError("config.data.holdout", repr(rule), "Choose hash or tail.")
     halves = _Halves(source, rule, share)
     return _Subset(halves, held_out=False), _Subset(halves, held_out=True)
 
@@ -86,7 +93,7 @@ class _Halves:
             raise UserError(self.source.name, f"{count} document", "Name held-out documents: --config.data.valid=…")
         if self.rule == "tail":
             return np.arange(count) >= min(count - 1, max(1, round(count * (1 - self.share))))
-        places = np.array([_place(self.source[i]["text"]) for i in range(count)])
+        places = np.fromiter((_place(self.source[i]["text"]) for i in range(count)), np.float64, count)
         held_out = places < self.share
         # A handful of documents may leave one side empty: then the lowest, or all but the highest, are held out.
         if not held_out.any():

@@ -1,7 +1,7 @@
 """The source `tfds:NAME[/CONFIG][@SPLIT]`: data sets prepared by TensorFlow Datasets, read without TensorFlow.
 
-`as_data_source` reads ArrayRecord files with random access. Downloading, and the TFRecord format, need TensorFlow, which
-is not installed with this project: prepare a data set once where it is.
+`as_data_source` reads ArrayRecord and Parquet files with random access. Downloading, and the TFRecord format, need
+TensorFlow, which is not installed with this project: prepare a data set once where it is.
 """
 
 import functools
@@ -10,66 +10,79 @@ from typing import Any
 from data.cache import fingerprint
 from errors import UserError
 
+_PREPARE = "Prepare it where TensorFlow is (tfds build NAME --file_format=array_record) and set TFDS_DATA_DIR."
+
 
 def open_tfds(rest: str, text: str, document: str, field: str) -> "TfdsRecords":
-    """Opens a prepared data set from `$TFDS_DATA_DIR`, by default `~/tensorflow_datasets`."""
+    """Opens a prepared data set from `$TFDS_DATA_DIR`, by default `~/tensorflow_datasets`.
+
+    Raises:
+        UserError: it is not there or in another format, or has no such split or column; a column that is no text is
+            found when a record is read.
+    """
     import tensorflow_datasets as tfds  # takes half a second, so only who asks for it waits
 
     name, _, split = rest.partition("@")
-    try:
-        builder = tfds.builder(name)
-    except (tfds.core.registered.DatasetNotFoundError, ValueError, ImportError) as error:
-        raise UserError(field, f"tfds has no prepared data set {name!r} ({_first_line(error)})", _PREPARE) from error
-    if not builder.info.splits:
-        raise UserError(field, f"the data set {name!r} is not prepared in {builder.data_path}", _PREPARE)
     split = split or "train"
     try:
-        info = builder.info.splits[split]
+        builder = tfds.builder(name)
+        splits = builder.info.splits
+    except (ValueError, AssertionError, ImportError, OSError) as error:
+        value = f"tfds has no prepared data set {name!r} ({_first_line(error)})"
+        raise UserError(field, value, _PREPARE) from error
+    if not splits:
+        raise UserError(field, f"the data set {name!r} is not prepared in {builder.data_path}", _PREPARE)
+    formats = builder.info.available_file_formats()
+    if formats.isdisjoint(tfds.core.FileFormat.with_random_access()):
+        value = f"{name!r} is prepared as {', '.join(sorted(f.value for f in formats))}, which needs TensorFlow"
+        raise UserError(field, value, _PREPARE)
+    try:
+        splits[split]
     except (KeyError, ValueError) as error:
-        mend = f"The splits are: {', '.join(builder.info.splits)}."
-        raise UserError(field, f"{name!r} has no split {split!r}", mend) from error
+        raise UserError(field, f"{name!r} has no split {split!r}", f"splits of {name}: {', '.join(splits)}") from error
     columns = list(builder.info.features or [])
     if text not in columns:
-        raise UserError("config.data.text", f"no column {text!r}", f"The columns of {name} are: {', '.join(columns)}.")
-    return TfdsRecords(f"tfds:{rest}", builder, split, info, text)
+        raise UserError("config.data.text", f"{text!r}", f"columns of {name}: {', '.join(columns)}")
+    try:
+        return TfdsRecords(f"tfds:{rest}", builder, split, text)
+    except OSError as error:
+        raise UserError(field, f"{name!r} lacks a file ({error})", _PREPARE) from error
 
 
 class TfdsRecords:
-    """The records of one split."""
+    """The records of one split; texts are `str`, all other values as tfds gives them."""
 
-    def __init__(self, name: str, builder: Any, split: str, info: Any, text: str):
+    def __init__(self, name: str, builder: Any, split: str, text: str):
         self.name = name
         self._builder, self._split, self._text = builder, split, text
-        sizes = [f"{path.name}:{path.stat().st_size}" for path in map(_path, info.filepaths)]
-        self.fingerprint = fingerprint(builder.info.full_name, split, info.num_examples, text, *sizes)
+        info = builder.info.splits[split]
+        files = [f"{path.name} {path.stat().length}" for path in info.filepaths]
+        self.fingerprint = fingerprint(builder.info.full_name, split, info.num_examples, text, *files)
 
     @functools.cached_property
     def _records(self) -> Any:
-        try:
-            return self._builder.as_data_source(split=self._split)
-        except (NotImplementedError, ValueError, ImportError) as error:
-            raise UserError(self.name, f"cannot be read without TensorFlow ({_first_line(error)})", _PREPARE) from error
+        return self._builder.as_data_source(split=self._split)
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record = {key: _plain(value) for key, value in self._records[int(index)].items()}
-        return {**record, "text": record[self._text]}
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        record = {key: _decoded(value) for key, value in self._records[index].items()}
+        text = record[self._text]
+        if not isinstance(text, str):
+            value = f"{self._text!r} of record {index} is no UTF-8 text but {type(text).__name__}"
+            raise UserError(self.name, value, "Name the column of the text with config.data.text.")
+        return {**record, "text": text}
 
 
-def _plain(value: Any) -> Any:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-
-def _path(path: Any) -> Any:
-    from etils import epath
-
-    return epath.Path(path)
+def _decoded(value: Any) -> Any:
+    try:
+        return value.decode("utf-8") if isinstance(value, bytes) else value
+    except UnicodeDecodeError:  # bytes that are something else than text
+        return value
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-
-
-_PREPARE = "Prepare it where TensorFlow is: tfds build NAME --file_format=array_record, then set TFDS_DATA_DIR."
