@@ -49,8 +49,10 @@ def main(argv: list[str]) -> int:
 def _lines(stack: contextlib.ExitStack, path: str) -> Iterator[str]:
     """The lines without their ends; empty ones are passed over."""
     name = path or "standard input"
+    stream = sys.stdin.buffer
     try:
-        stream = stack.enter_context(open(path, "rb")) if path else sys.stdin.buffer
+        if path:
+            stream = stack.enter_context(Path(path).open("rb"))
     except OSError as error:
         raise UserError(
             "--input", f"{path} ({error.strerror})", "Name a text file, a line for each prediction."
@@ -72,7 +74,7 @@ def _open_output(stack: contextlib.ExitStack, path: str) -> TextIO:
     if not path:
         return sys.stdout
     try:
-        return stack.enter_context(open(path, "w", encoding="utf-8"))
+        return stack.enter_context(Path(path).open("w", encoding="utf-8"))
     except OSError as error:
         raise UserError("--output", f"{path} ({error.strerror})", "Name a file that can be written.") from error
 

@@ -177,7 +177,7 @@ def main(argv: list[str]) -> int:
 
 
 def assemble(config: Any, task: Any) -> tuple[Any, Any, Any]:
-    """The forward pass with its loss, the function that draws a fresh state, and the training step; nothing is computed."""
+    """The forward pass with its loss, what draws a fresh state, and the training step; nothing is computed."""
     graphdef, shapes, _ = parameters.structure(task.build)
     forward = parameters.functional(graphdef, task.loss)
     chosen = config.optimizer

@@ -1,4 +1,4 @@
-"""How fast the bare masked-language-model step is: real tokens/s, and MFU against the best matrix product of the process.
+"""How fast the bare masked-language-model step is: real tokens/s, and MFU against the best GEMM of the same process.
 
     python -m benchmarks.mlm_step --layers=4 --width=256 [--vocab=8192] [--rows=32] [--seq_len=128] [--dropout=0.1]
 
@@ -23,16 +23,8 @@ from training import sharding
 from training.step import empty_totals
 from training.throughput import measured_peak
 
-FLAGS = {
-    "layers": 2,
-    "width": 128,
-    "vocab": 8192,
-    "rows": 32,
-    "seq_len": 128,
-    "dropout": 0.1,
-    "steps": 30,
-    "dtype": "float32",
-}
+FLAGS = {"layers": 2, "width": 128, "vocab": 8192, "rows": 32, "seq_len": 128, "dropout": 0.1, "steps": 30}
+FLAGS |= {"dtype": "float32", "norm": "post", "position": "learned"}
 
 
 def main(argv: list[str]) -> int:
@@ -40,7 +32,8 @@ def main(argv: list[str]) -> int:
     config = bert_mlm.get_config()
     config.model.num_layers, config.model.hidden_size = flags["layers"], flags["width"]
     config.model.dropout = config.model.attention_dropout = flags["dropout"]
-    config.model.vocab_size = config.model.max_positions = 0
+    config.model.norm, config.model.position = flags["norm"], flags["position"]
+    config.model.vocab_size = config.model.max_positions = 0  # both follow from the data
     config.data.tokenizer, config.data.seq_len = f"wordpiece:{flags['vocab']}", flags["seq_len"]
     config.train.batch_size, config.dtype = flags["rows"], flags["dtype"]
 

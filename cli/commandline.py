@@ -1,4 +1,4 @@
-"""Flags, and what becomes of a mistake: exit status 2 and at most three lines, before anything is compiled or written."""
+"""Flags, and what becomes of a mistake: status 2 and at most three lines, before anything is compiled or written."""
 
 import ast
 import difflib

@@ -89,7 +89,7 @@ class Bert(nnx.Module):
 
 
 class BertForMaskedLM(Bert):
-    """The backbone with the head that names masked tokens; the decoder is the word embedding, with a bias of its own."""
+    """The backbone with the head that names masked tokens; its decoder is the word embedding with its own bias."""
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: str = "float32"):
         super().__init__(config, rngs, dtype)

@@ -15,8 +15,8 @@ from flax import nnx
 Array = jax.Array
 
 
-# The backward passes of the next three are written by hand for the sake of XLA's CPU back end, where they take a third off
-# the whole step: sums over rows run as matrix products, and the gradient of a kernel comes in the kernel's own layout.
+# The backward passes of the next three are written by hand for the sake of XLA's CPU back end, where they take a third
+# off the whole step: sums over rows run as matrix products, and a kernel's gradient comes in the kernel's own layout.
 
 
 @jax.custom_vjp

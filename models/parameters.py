@@ -28,7 +28,7 @@ def structure(build: Builder) -> tuple[nnx.GraphDef, Tree, Tree]:
 
 
 def initialize(build: Builder, key: jax.Array) -> tuple[Tree, Tree]:
-    """Fresh parameters and model state, drawn from `key` in one compiled call; jit it with shardings to scatter them."""
+    """Fresh parameters and model state, drawn from `key`; jit it with shardings to draw them where they shall lie."""
     _, params, model_state = split(build(nnx.Rngs(params=key)))
     return params, model_state
 

@@ -141,7 +141,7 @@ class Encoder(nnx.Module):
         self.norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_epsilon) if config.norm == "pre" else None
 
     def __call__(self, x: Array, segment_ids: Array, positions: Array, key: Array | None = None) -> list[Array]:
-        """Every hidden state, the input first: num_layers + 1 arrays [batch, length, hidden]; the last is the output."""
+        """All hidden states, the input first: num_layers + 1 arrays [batch, length, hidden]; the last is the output."""
         states = [x]
         for i, layer in enumerate(self.layers):
             states.append(

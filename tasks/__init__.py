@@ -1,7 +1,7 @@
 """What is learned: one file per kind of problem, with its features, loss, metrics and predictions.
 
-A task is a class with what `tasks.mlm.MaskedLM` has: `create` and `restore`, `save`, `build`, `rows`, `loss`, `metrics`,
-`flops_per_row`, `Options` and `predict`. `TASKS` is the registry of the names that `config.task` may have.
+A task is a class with what `tasks.mlm.MaskedLM` has: `create` and `restore`, `save`, `build`, `rows`, `loss`,
+`metrics`, `flops_per_row`, `Options` and `predict`. `TASKS` is the registry of the names that `config.task` may have.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Masked-language-model pretraining (Devlin et al. 2018, arXiv:1810.04805, section 3.1): name the tokens that were hidden."""
+"""Masked-language-model pretraining (Devlin et al. 2018, arXiv:1810.04805, section 3.1): name the hidden tokens."""
 
 import dataclasses
 import functools
@@ -85,7 +85,7 @@ class MaskedLM:
     # ---- rows
 
     def rows(self, split: str, source: str = "") -> Rows:
-        """The packed and masked rows of `train`, `valid` or `test`, or of another source, masked as in an evaluation."""
+        """The packed and masked rows of `train`, `valid`, `test`, or of another source, masked as in an evaluation."""
         data = self.config.data
         opened = _open(data, source, "--data") if source else _split(self.config, split)
         corpus = tokenize_corpus(opened, self.tokenizer, self._log)
@@ -124,7 +124,7 @@ class MaskedLM:
     # ---- loss and metrics
 
     def loss(self, model: Any, batch: Mapping[str, jax.Array], key: jax.Array | None) -> dict[str, jax.Array]:
-        """Sums over the batch: `loss` (cross-entropy in nats) and `correct` over the `weight` hidden tokens; `tokens`."""
+        """Sums over the batch: `loss` (in nats) and `correct` over the `weight` hidden tokens; `tokens`, `examples`."""
         logits = self._mask_spare(model(batch, batch["predict_positions"], key))
         highest = jax.lax.stop_gradient(logits.max(-1))
         log_normalizer = highest + jnp.log(jnp.exp(logits - highest[..., None]).sum(-1))
@@ -145,7 +145,7 @@ class MaskedLM:
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "accuracy": sums["correct"] / weight}
 
     def flops_per_row(self) -> int:
-        """Floating-point operations of the matrix products that one training row needs: forward, and twice that back."""
+        """Floating-point operations of the matrix products that a training row needs: forward, and twice that back."""
         data = self.config.data
         return 3 * self._head.flops(self.model_config, data.seq_len, math.ceil(data.mask_rate * data.seq_len))
 

@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 # Before any test imports JAX: tests neither read nor fill the user's cache.
@@ -53,6 +54,13 @@ def smoke(corpus, tmp_path) -> list[str]:
     ]
 
 
-def command(*words: str, **keywords) -> subprocess.CompletedProcess:
-    """One of the project's commands in a process of its own: `command("eval.py", "--workdir=…")`."""
-    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=300, **keywords)
+@pytest.fixture(scope="session")
+def command() -> Callable[..., subprocess.CompletedProcess]:
+    """Runs one of the project's commands in a process of its own: `command("eval.py", "--workdir=…")`."""
+
+    def run(*words: str, **keywords) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=300, **keywords
+        )
+
+    return run

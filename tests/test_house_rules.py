@@ -24,7 +24,7 @@ INSIDE = {
     "predict": {"cli", "tasks"},
     "benchmarks": {"benchmarks", "train", "cli", "configs", "tasks", "models", "data", "training", "evaluation"},
 }
-# `tasks.restore` is what a notebook starts from, and a run's parameters lie in its checkpoint: the one door between the two.
+# `tasks.restore` is what a notebook starts from, and a run's parameters lie in its checkpoint: the one door.
 DOORS = {("tasks/__init__.py", "training.checkpoints")}
 
 # What each room may import of other people's packages, beside the standard library.

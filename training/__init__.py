@@ -1,1 +1,1 @@
-"""The engine: step, optimizer, sharding, checkpoints, logbook. Arrays, trees and functions come in; no model, no task."""
+"""The engine: step, optimizer, sharding, checkpoints, logbook. Arrays, trees, functions come in; no model, no task."""

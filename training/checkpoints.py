@@ -1,7 +1,7 @@
 """Checkpoints through orbax: asynchronous, whole or absent. The only room that knows orbax.
 
-One is a folder `DIR/checkpoints/STEP` with two items: `state`, plain nested dicts of arrays, and `position`, opaque JSON
-that says where in the data the run stands.
+One is a folder `DIR/checkpoints/STEP` with two items: `state`, plain nested dicts of arrays, and `position`, opaque
+JSON that says where in the data the run stands.
 """
 
 import logging

@@ -27,7 +27,7 @@ class Logbook:
         self._writer = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
 
     def scalars(self, step: int, split: str, values: dict[str, float]) -> None:
-        """One record; TensorBoard gets each value under `split/name`. Values that are not finite become null in JSON."""
+        """One record; TensorBoard gets each value under `split/name`. What is not finite becomes null in JSON."""
         record: dict[str, Any] = {"step": step, "split": split}
         record |= {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps(record) + "\n")

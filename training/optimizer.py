@@ -28,7 +28,7 @@ def make_optimizer(
     """A transformation from gradients to descent directions of learning rate 1.
 
     Args:
-        name: one of OPTIMIZERS. `sgd` uses `b1` as its momentum, `rmsprop` `b2` as its averaging, as the papers' formulas do.
+        name: one of OPTIMIZERS. `sgd` uses `b1` as its momentum, `rmsprop` `b2` as its averaging.
         params: the tree that is trained, for the decay mask.
         decay_rules: first-match rules; each value multiplies `weight_decay` and is 0 or 1.
     """
@@ -65,8 +65,8 @@ def make_schedule(
     """The learning rate of each step, counted from 0.
 
     It climbs linearly over `warmup_steps`, the first step not at 0, and then goes the way of `name` until `steps`:
-    `linear`, `cosine` and `exponential` end at `final_share × learning_rate`; `rsqrt` falls with the inverse root of the
-    step, as in Vaswani et al. 2017; `constant` stays.
+    `linear`, `cosine` and `exponential` end at `final_share × learning_rate`; `rsqrt` falls with the inverse root of
+    the step, as in Vaswani et al. 2017; `constant` stays.
     """
     warmup = max(warmup_steps, 1)
 

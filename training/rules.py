@@ -1,6 +1,6 @@
 """First-match rules over parameter paths: the one language in which freezing, rates, decay and sharding are said.
 
-A rule is `(pattern, value)`; the pattern must match the whole path (`re.fullmatch`), and the first rule that does decides.
+A rule is `(pattern, value)`; the pattern must match the whole path (`re.fullmatch`), and the first that does decides.
 """
 
 import re

@@ -10,7 +10,7 @@ from errors import UserError
 
 
 def make_mesh(data: int, batch_size: int) -> Mesh:
-    """A mesh over all devices of all processes; `data` is the number of devices that share a batch, -1 for all there are.
+    """A mesh over all devices of all processes; `data` is how many share a batch, -1 for all there are.
 
     Raises:
         UserError: the mesh does not fit the devices, or `batch_size` does not divide over them.

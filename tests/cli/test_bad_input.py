@@ -1,0 +1,165 @@
+"""Each mistake a user can make: status 2, at most three lines that name it and its mend, and nothing written."""
+
+import gzip
+import os
+from pathlib import Path
+
+import pytest
+
+import predict
+import train
+from cli import commandline
+
+
+def refused(main, words, capsys, said, workdir: Path | None = None):
+    """Runs a command that must be refused; returns what it printed on standard error."""
+    before = snapshot(workdir) if workdir else None
+    with pytest.raises(SystemExit) as stop:
+        commandline.run(lambda argv: main(words))
+    printed = capsys.readouterr().err
+    assert stop.value.code == 2, printed
+    assert 1 <= len(printed.splitlines()) <= 3, printed
+    for part in said:
+        assert part in printed, printed
+    if workdir:
+        assert snapshot(workdir) == before, "nothing may be written"
+    return printed
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    return {str(p): (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.rglob("*"))}
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--config.train.stepz=10", ("--config.train.stepz", "--config.train.steps")),
+        ("--config.optimiser.name=sgd", ("--config.optimiser.name", "--config.optimizer.name")),
+        ("--config.model.num_head=2", ("--config.model.num_heads",)),
+        ("--workdri=x", ("--workdir",)),
+        ("--config.train.steps=many", ("config.train.steps", "'many'", "whole number")),
+        ("--config.train.steps=1.5", ("config.train.steps", "whole number")),
+        ("--config.train.steps=-5", ("config.train.steps", "-5")),
+        ("--config.train.steps=True", ("config.train.steps", "whole number")),
+        ("--config.train.batch_size=0", ("config.train.batch_size", "0")),
+        ("--config.optimizer.learning_rate=nan", ("config.optimizer.learning_rate",)),
+        ("--config.optimizer.learning_rate=-1e-3", ("config.optimizer.learning_rate", "-0.001")),
+        ("--config.optimizer.name=adamx", ("config.optimizer.name", "adamw")),
+        ("--config.optimizer.schedule=cosin", ("config.optimizer.schedule", "cosine")),
+        ("--config.optimizer.decay_rules=x", ("config.optimizer.decay_rules", "'x'")),
+        ("--config.optimizer.decay_rules=('.*',0.1)", ("config.optimizer.decay_rules", "'.*'")),
+        ("--config.optimizer.decay_rules=(('nothing',0),('.*',1))", ("config.optimizer.decay_rules", "nothing")),
+        ("--config.optimizer.warmup_steps=21", ("config.optimizer.warmup_steps", "21 of 20")),
+        ("--config.data.whole_word=perhaps", ("config.data.whole_word", "true or false")),
+        ("--config.data.mask_rate=1.5", ("config.data.mask_rate", "1.5")),
+        ("--config.data.tokenizer=wordpeice:100", ("config.data.tokenizer", "wordpiece:100")),
+        ("--config.data.tokenizer=wordpiece:-3", ("config.data.tokenizer", "wordpiece:-3")),
+        ("--config.data.tokenizer=/no/such/tokenizer.json", ("config.data.tokenizer", "/no/such/tokenizer.json")),
+        ("--config.data.train=texts:a.txt", ("config.data.train", "text:a.txt")),
+        ("--config.data.train=/no/such/file.txt", ("config.data.train", "text:/no/such/file.txt")),
+        ("--config.data.train=text:/no/such/file.txt", ("config.data.train", "/no/such/file.txt")),
+        ("--config.data.train=text:/no/such/*.txt", ("config.data.train", "/no/such/*.txt")),
+        ("--config.data.train=tfds:no_such_set", ("config.data.train", "no_such_set")),
+        ("--config.data.document=page", ("config.data.document", "paragraph")),
+        ("--config.model.name=bart", ("config.model.name", "bert")),
+        ("--config.model.num_heads=3", ("config.model.num_heads", "3 heads", "32")),
+        ("--config.model.norm=middle", ("config.model.norm", "post, pre")),
+        ("--config.model.dropout=1", ("config.model.dropout", "1")),
+        ("--config.model.vocab_size=20", ("config.model.vocab_size", "20", "128")),
+        ("--config.model.max_positions=16", ("config.model.max_positions", "32")),
+        ("--config.model.hidden_size=-32", ("config.model.hidden_size", "-32")),
+        ("--config.train.accumulate=3", ("config.train.accumulate", "8")),
+        ("--config.train.epochs=2", ("config.train.steps", "config.train.epochs")),
+        ("--config.mesh.data=5", ("config.mesh.data", "5", "1")),
+        ("--config.seed=-1", ("config.seed", "-1")),
+        ("--config.dtype=float16", ("config.dtype", "bfloat16")),
+        ("--config.task=mlmm", ("config.task", "mlm")),
+        ("--config.train.steps", ("--config.train.steps", "missing")),
+    ],
+)
+def test_a_wrong_value_is_refused(smoke, tmp_path, capsys, flag, said):
+    refused(train.main, [*smoke, flag], capsys, said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_stray_words_are_refused(smoke, tmp_path, capsys):
+    refused(train.main, [*smoke, "--config.data.whole_word", "false", "quickly"], capsys, ("stray", "quickly"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], ("--config", "configs/bert_mlm.py")),
+        (["--config=configs/bert_mml.py"], ("configs/bert_mml.py", "configs/bert_mlm.py")),
+        (["--config=configs/bert_mlm.py:huge"], ("'huge'", "tiny")),
+    ],
+)
+def test_a_config_that_is_not_there_is_refused_with_the_nearest(capsys, words, said):
+    refused(train.main, ["train.py", *words], capsys, said)
+
+
+def test_a_broken_config_file_is_named(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("def get_config():\n    return undefined\n")
+    refused(train.main, ["train.py", f"--config={tmp_path / 'mine.py'}"], capsys, ("mine.py", "undefined"))
+
+
+CSV = "sentence,label\na fine film of old days,1\na dull film,0\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "spec", "said"),
+    [
+        ("empty.txt", b"", "text:{}", ("empty.txt", "is empty")),
+        ("blank.txt", b"\n \n\n", "text:{}", ("blank.txt", "is empty")),
+        ("latin.txt", "one\n\ntwo\n\ncaf\xe9\n".encode("latin-1"), "text:{}", ("latin.txt:5", "UTF-8")),
+        ("cut.txt.gz", gzip.compress(os.urandom(9000).hex().encode())[:500], "text:{}", ("cut.txt.gz", "unpacked")),
+        ("films.csv", CSV.encode(), "csv:{}", ("config.data.text", "'text'", "sentence, label")),
+        ("films.tsv", CSV.replace(",", "\t").encode(), "tsv:{}", ("config.data.text", "sentence, label")),
+        ("films.jsonl", b'{"sentence": "a film"}\n', "jsonl:{}", ("config.data.text", "sentence")),
+        ("bad.jsonl", b'{"text": "a film"}\n{"text": \n', "jsonl:{}", ("bad.jsonl:2",)),
+        ("short.csv", b"text,label\na film,1\nanother\nthird,0\n", "csv:{}", ("short.csv:3", "1 field")),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_with_its_line(smoke, tmp_path, capsys, name, content, spec, said):
+    path = tmp_path / name
+    path.write_bytes(content)
+    refused(train.main, [*smoke, f"--config.data.train={spec.format(path)}"], capsys, said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_in_place_of_a_file_is_refused(smoke, tmp_path, capsys):
+    refused(train.main, [*smoke, f"--config.data.train=text:{tmp_path}"], capsys, ("config.data.train", "folder"))
+
+
+def test_a_workdir_that_cannot_be_written_is_refused(smoke, tmp_path, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    words = [*smoke, f"--workdir={tmp_path / 'file' / 'run'}"]
+    refused(train.main, words, capsys, ("--workdir", "cannot be written"), tmp_path)
+
+
+def test_a_workdir_that_holds_something_else_is_refused(smoke, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    refused(train.main, smoke, capsys, ("run", "holds no run"), tmp_path / "run")
+
+
+def test_a_workdir_of_another_experiment_is_refused_with_the_differences(smoke, tmp_path, capsys):
+    assert train.main(smoke) == 0
+    words = [*smoke, "--config.model.num_layers=2", "--config.seed=3"]
+    refused(train.main, words, capsys, ("model.num_layers 1 -> 2", "seed 0 -> 3"), tmp_path / "run")
+    # And what a run's other commands refuse, while there is a run.
+    workdir = f"--workdir={tmp_path / 'run'}"
+    refused(predict.main, ["predict.py", workdir, "--top_q=3"], capsys, ("--top_q", "--top_k"))
+    refused(predict.main, ["predict.py", workdir, "--top_k=0"], capsys, ("--top_k", "0"))
+    refused(predict.main, ["predict.py", workdir, "--checkpoint=7"], capsys, ("--checkpoint", "'7'", "20"))
+    refused(predict.main, ["predict.py", workdir, "--input=/no/such/file"], capsys, ("--input", "/no/such/file"))
+    tokenizer = tmp_path / "run" / "tokenizer" / "tokenizer.json"
+    larger = tokenizer.read_text().replace('"##', '"@@')
+    tokenizer.write_text(larger)
+    refused(predict.main, ["predict.py", workdir], capsys, ("tokenizer",))
+
+
+@pytest.mark.parametrize("words", [[], ["--workdir=/no/such/run"]])
+def test_a_run_that_is_not_there_is_refused(capsys, words):
+    refused(predict.main, ["predict.py", *words], capsys, ("--workdir",))
