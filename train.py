@@ -7,6 +7,7 @@ Status: 0 done · 2 a mistake in what was given · 3 diverged · 143 or 130 stop
 
 import json
 import signal
+import sys
 import time
 from typing import Any
 
@@ -108,8 +109,8 @@ def main(argv: list[str]) -> int:
     meter = Meter()
     stop = _StopSignal()
 
-    def log(totals: Any, interval: int) -> float:
-        """Writes the training record of the last `interval` steps; returns their loss."""
+    def log(totals: Any, interval: int) -> int:
+        """Writes the training record of the last `interval` steps; returns the first of them that was not finite."""
         fetched = jax.device_get(totals)
         sums = {name: float(value) for name, value in fetched["sums"].items()}
         seconds = meter.lap()
@@ -138,20 +139,22 @@ def main(argv: list[str]) -> int:
         progress.valid(step, values)
 
     # ---- The loop.
-    totals, interval, recent = empty, 0, {}
-    status = 0
+    totals, interval = empty, 0
+    recent: dict[int, np.ndarray] = {}  # the rows of each step since the last log
+    status, complaint = 0, ""
     meter.start()
     while step < config.train.steps:
         recent[step], arrays = next(batches)
         state, totals = compiled_step(state, totals, sharding.put_batch(arrays, mesh))
         step, interval = step + 1, interval + 1
         progress.advance()
-        last = step == config.train.steps or stop.number != 0
+        stopping = stop.number  # looked at once a step, so that what is said below was saved
+        last = step == config.train.steps or stopping != 0
         if last or step % config.train.log_every == 0:
             bad_step = log(totals, interval)
             if bad_step != NEVER:
                 records = train_rows.records(recent[bad_step]).tolist()
-                progress.say(f"diverged: loss or gradient of step {bad_step} is not finite; its records: {records}")
+                complaint = f"diverged: loss or gradient of step {bad_step} is not finite; its records: {records}"
                 status = 3
                 break
             totals, interval, recent = empty, 0, {}
@@ -163,15 +166,17 @@ def main(argv: list[str]) -> int:
             if last or _due(step, config.train.checkpoint_every):
                 checkpoints.save(state, batches.get_state())
             meter.start()
-        if stop.number:
-            progress.say(f"stopped by signal {stop.number} at step {step}, saved: the same command goes on from here")
-            status = 128 + stop.number
+        if stopping:
+            complaint = f"stopped by signal {stopping} at step {step}, saved: the same command goes on from here"
+            status = 128 + stopping
             break
 
     progress.close()
     checkpoints.close()
     logbook.close()
-    if status == 0:
+    if complaint:
+        print(complaint, file=sys.stderr, flush=True)
+    else:
         _say(f"done in {time.perf_counter() - started:.0f} s: python eval.py --workdir={folder}")
     return status
 

@@ -8,6 +8,7 @@ The step is the one that train.py compiles, on packed rows of `pydocs`; data, lo
 import json
 import statistics
 import time
+from typing import Any
 
 from cli import environment  # isort: skip  # noqa: F401  (sets what JAX reads when it starts)
 
@@ -23,8 +24,8 @@ from training import sharding
 from training.step import empty_totals
 from training.throughput import measured_peak
 
-FLAGS = {"layers": 2, "width": 128, "vocab": 8192, "rows": 32, "seq_len": 128, "dropout": 0.1, "steps": 30}
-FLAGS |= {"dtype": "float32", "norm": "post", "position": "learned"}
+FLAGS: dict[str, Any] = {"layers": 2, "width": 128, "vocab": 8192, "rows": 32, "seq_len": 128, "dropout": 0.1}
+FLAGS |= {"steps": 30, "dtype": "float32", "norm": "post", "position": "learned"}
 
 
 def main(argv: list[str]) -> int:

@@ -45,6 +45,7 @@ class Tokenizer:
         self.special_ids = tuple(sorted({*(ids[special] for special in SPECIALS), *more_special}))
         self.vocab_size = len(pieces)
         self.fingerprint = fingerprint(content)
+        self.vocabulary_hash = fingerprint(*pieces)  # what a model's embedding rows mean
         self._pieces = pieces
         self._is_special = np.isin(np.arange(len(pieces)), self.special_ids)
 

@@ -72,10 +72,8 @@ class Bert(nnx.Module):
         self.dtype = jnp.dtype(dtype)
         self.embeddings = BertEmbeddings(config, rngs)
         self.encoder = Encoder(config, rngs)
-        stddev = config.initializer_range
-        self.pooler = (
-            Linear(config.hidden_size, config.hidden_size, stddev=stddev, rngs=rngs) if config.pooler else None
-        )
+        width, stddev = config.hidden_size, config.initializer_range
+        self.pooler = Linear(width, width, stddev=stddev, rngs=rngs) if config.pooler else None
 
     def hidden_states(self, batch: Mapping[str, Array], key: Array | None = None) -> list[Array]:
         """The embeddings and the output of each layer: num_layers + 1 arrays [batch, length, hidden]."""
@@ -85,6 +83,7 @@ class Bert(nnx.Module):
 
     def pooled(self, hidden: Array) -> Array:
         """The pooled first token, [batch, hidden], of the last hidden state [batch, length, hidden]."""
+        assert self.pooler is not None, "the config has pooler=False"
         return jnp.tanh(self.pooler(hidden[:, 0]))
 
 

@@ -18,7 +18,7 @@ Builder = Callable[[nnx.Rngs], nnx.Module]
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, Tree, Tree]:
     """The structure, the parameters and the model's other state (BatchNorm's statistics) of a module."""
-    graphdef, params, model_state = nnx.split(model, nnx.Param, nnx.BatchStat)
+    graphdef, params, model_state = nnx.split(model, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
     return graphdef, _string_keys(nnx.to_pure_dict(params)), _string_keys(nnx.to_pure_dict(model_state))
 
 

@@ -37,7 +37,8 @@ class MaskedLM:
     """Owns the tokenizer, makes the rows and the model, and says what loss, metrics and predictions are.
 
     Args:
-        config: the run's config; `model.vocab_size` and `model.max_positions` are resolved in it.
+        config: the run's config; what follows from the data is resolved in it: `model.vocab_size`,
+            `model.max_positions`, `data.vocabulary_hash`.
     """
 
     Options = FillMaskOptions
@@ -47,6 +48,7 @@ class MaskedLM:
         self.tokenizer = tokenizer
         self._log = log
         _check(config)
+        config.data.vocabulary_hash = tokenizer.vocabulary_hash
         model = config.model
         fits = -(-tokenizer.vocab_size // 64) * 64
         model.vocab_size = model.vocab_size or fits
@@ -73,7 +75,11 @@ class MaskedLM:
     @classmethod
     def restore(cls, config: Any, folder: Path, log: Log) -> "MaskedLM":
         """For a run that is there: the tokenizer that was saved with it in `folder`."""
-        return cls(config, load_tokenizer(folder / "tokenizer"), log)
+        tokenizer = load_tokenizer(folder / "tokenizer")
+        if tokenizer.vocabulary_hash != config.data.vocabulary_hash:
+            value = "is not the tokenizer that the run was trained with"
+            raise UserError(str(folder / "tokenizer"), value, "Put the run's own tokenizer back.")
+        return cls(config, tokenizer, log)
 
     def save(self, folder: Path) -> None:
         """Writes what `restore` reads."""

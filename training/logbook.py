@@ -55,9 +55,6 @@ class Logbook:
                 limits.tolist(), counts.tolist(), step,
             )  # fmt: skip
 
-    def flush(self) -> None:
-        self._writer.flush()
-
     def close(self) -> None:
         self._file.close()
         self._writer.close()

@@ -1,7 +1,6 @@
 """The run as its user watches it: one line that is redrawn on a terminal, plain lines elsewhere."""
 
 import sys
-from typing import TextIO
 
 from tqdm import tqdm
 
@@ -14,13 +13,13 @@ class Progress:
         steps: the step at which it ends.
     """
 
-    def __init__(self, start: int, steps: int, stream: TextIO = sys.stdout):
+    def __init__(self, start: int, steps: int):
         self._steps = steps
-        self._stream = stream
-        self._bar = None
-        if stream.isatty():
+        self._stream = sys.stdout
+        self._bar: tqdm | None = None
+        if self._stream.isatty():
             layout = "step {n_fmt}/{total_fmt} {bar:18} {postfix} · {remaining} left"
-            self._bar = tqdm(initial=start, total=steps, bar_format=layout, file=stream, dynamic_ncols=True)
+            self._bar = tqdm(initial=start, total=steps, bar_format=layout, file=self._stream, dynamic_ncols=True)
 
     def advance(self) -> None:
         """One more step was given to the device."""

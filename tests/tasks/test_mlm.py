@@ -42,8 +42,9 @@ def test_no_held_out_document_is_in_training(task, corpus):
                 chosen = batch["predict_positions"][i][weights > 0]
                 originals[i, chosen] = batch["predict_ids"][i][weights > 0]
             for row, segments in zip(originals, batch["segment_ids"], strict=True):
-                texts[split] |= {tuple(row[segments == s]) for s in range(1, segments.max() + 1)}
-    assert texts["valid"] and texts["train"]
+                pieces = [tuple(row[segments == s].tolist()) for s in range(1, segments.max() + 1)]
+                texts[split] |= {piece for piece in pieces if len(piece) == 32}  # the short ones are alike by chance
+    assert len(texts["valid"]) > 20 and len(texts["train"]) > 400
     assert not texts["valid"] & texts["train"]
 
 
@@ -104,8 +105,9 @@ def test_an_evaluation_does_not_depend_on_the_batch_size(task, model):
 def test_packed_documents_train_as_they_would_alone(task, model):
     """The whole path: one packed row has the loss of its documents, each in a row of its own."""
     rows = task.rows("train")
-    batch = rows.load(np.arange(4), np.zeros(4, int))
-    row = next(i for i in range(4) if batch["segment_ids"][i].max() > 1)
+    batch = rows.load(np.arange(rows.count), np.zeros(rows.count, int))
+    row = int(batch["segment_ids"].max(1).argmax())
+    assert batch["segment_ids"][row].max() > 1
     alone = {
         name: np.zeros((batch["segment_ids"][row].max(), 32), np.int32)
         for name in ("tokens", "segment_ids", "positions")
