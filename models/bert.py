@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from errors import UserError
-from models.layers import ACTIVATIONS, Array, Embedding, LayerNorm, Linear, add_bias, dropout, sinusoidal_positions
+from models.layers import ACTIVATIONS, Array, Embedding, LayerNorm, Linear, dropout, sinusoidal_positions
 from models.transformer import Encoder, TransformerConfig, encoder_flops
+from models.vocabulary import vocabulary_cross_entropy, vocabulary_logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,11 +95,25 @@ class BertForMaskedLM(Bert):
         super().__init__(config, rngs, dtype)
         self.mlm_head = MaskedLMHead(config, rngs)
 
-    def __call__(self, batch: Mapping[str, Array], predict_positions: Array, key: Array | None = None) -> Array:
-        """Logits [batch, predictions, vocab_size], float32, at `predict_positions` [batch, predictions] alone."""
+    def __call__(self, batch: Mapping[str, Array], predict_positions: Array, size: int) -> Array:
+        """Logits [batch, predictions, vocab_size], float32, at `predict_positions` [batch, predictions] alone.
+
+        Args:
+            size: how many of the `vocab_size` entries are words; the others are never likely.
+        """
+        return vocabulary_logits(*self._decoder(batch, predict_positions, None), size)
+
+    def cross_entropy(
+        self, batch: Mapping[str, Array], predict_positions: Array, labels: Array, size: int, key: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Loss in nats, and whether the guess is right, of `labels` [batch, predictions] at these positions."""
+        return vocabulary_cross_entropy(*self._decoder(batch, predict_positions, key), size, labels)
+
+    def _decoder(self, batch: Mapping[str, Array], positions: Array, key: Array | None) -> tuple[Array, Array, Array]:
+        """What the vocabulary's layer takes: hidden [batch, predictions, hidden], the word embedding, the bias."""
         hidden = self.hidden_states(batch, key)[-1]
-        chosen = jnp.take_along_axis(hidden, predict_positions[:, :, None], axis=1)
-        return self.mlm_head(chosen, self.embeddings.word.embedding[...])
+        chosen = jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
+        return self.mlm_head(chosen), self.embeddings.word.embedding[...], self.mlm_head.bias[...]
 
     @staticmethod
     def flops(config: BertConfig, length: int, predictions: int) -> int:
@@ -108,6 +123,8 @@ class BertForMaskedLM(Bert):
 
 
 class MaskedLMHead(nnx.Module):
+    """The transform before the decoder, and the decoder's bias."""
+
     def __init__(self, config: BertConfig, rngs: nnx.Rngs):
         self.activation = config.activation
         stddev = config.initializer_range
@@ -115,7 +132,5 @@ class MaskedLMHead(nnx.Module):
         self.norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_epsilon)
         self.bias = nnx.Param(jnp.zeros(config.vocab_size, jnp.float32))
 
-    def __call__(self, hidden: Array, word_embedding: Array) -> Array:
-        x = self.norm(ACTIVATIONS[self.activation](self.transform(hidden)))
-        logits = x @ word_embedding.astype(x.dtype).T
-        return add_bias(logits.astype(jnp.float32), self.bias[...])
+    def __call__(self, hidden: Array) -> Array:
+        return self.norm(ACTIVATIONS[self.activation](self.transform(hidden)))

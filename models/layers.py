@@ -111,7 +111,9 @@ def _gelu_forward(x: Array) -> tuple[Array, Array]:
 
 
 def _gelu_backward(x: Array, gradient: Array) -> tuple[Array]:
-    # Written by hand so that only x is kept for the backward pass: recomputing Φ is cheaper than storing it.
+    # Written by hand so that only x is kept for the backward pass: recomputing Φ is cheaper than storing it. Without
+    # the barrier XLA would find that Φ was computed before, and store it after all.
+    x = jax.lax.optimization_barrier(x)
     density = jnp.exp(-0.5 * jnp.square(x)) * np.sqrt(0.5 / np.pi).astype(x.dtype)
     return (gradient * (_normal_cdf(x) + x * density),)
 

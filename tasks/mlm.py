@@ -131,15 +131,13 @@ class MaskedLM:
 
     def loss(self, model: Any, batch: Mapping[str, jax.Array], key: jax.Array | None) -> dict[str, jax.Array]:
         """Sums over the batch: `loss` (in nats) and `correct` over the `weight` hidden tokens; `tokens`, `examples`."""
-        logits = self._mask_spare(model(batch, batch["predict_positions"], key))
-        highest = jax.lax.stop_gradient(logits.max(-1))
-        log_normalizer = highest + jnp.log(jnp.exp(logits - highest[..., None]).sum(-1))
-        correct_logit = jnp.take_along_axis(logits, batch["predict_ids"][..., None], axis=-1)[..., 0]
+        size = self.tokenizer.vocab_size
+        losses, correct = model.cross_entropy(batch, batch["predict_positions"], batch["predict_ids"], size, key)
         weights = batch["predict_weights"]
         return {
-            "loss": ((log_normalizer - correct_logit) * weights).sum(),
+            "loss": (losses * weights).sum(),
             "weight": weights.sum(),
-            "correct": ((correct_logit >= highest) * weights).sum(),
+            "correct": (correct * weights).sum(),
             "tokens": (batch["segment_ids"] > 0).sum().astype(jnp.float32),
             "examples": batch["segment_ids"].max(-1).sum().astype(jnp.float32),
         }
@@ -154,12 +152,6 @@ class MaskedLM:
         """Floating-point operations of the matrix products that a training row needs: forward, and twice that back."""
         data = self.config.data
         return 3 * self._head.flops(self.model_config, data.seq_len, math.ceil(data.mask_rate * data.seq_len))
-
-    def _mask_spare(self, logits: jax.Array) -> jax.Array:
-        """The vocabulary is padded to a round size; the spare entries are no words."""
-        if logits.shape[-1] == self.tokenizer.vocab_size:
-            return logits
-        return jnp.where(jnp.arange(logits.shape[-1]) < self.tokenizer.vocab_size, logits, -1e30)
 
     # ---- predictions
 
@@ -181,7 +173,7 @@ class MaskedLM:
             yield from self._predict_lines(fill, model, waiting, options.batch_size)
 
     def _fill(self, model: Any, batch: Batch, top_k: int) -> tuple[jax.Array, jax.Array]:
-        logits = self._mask_spare(model(batch, batch["predict_positions"]))
+        logits = model(batch, batch["predict_positions"], self.tokenizer.vocab_size)
         return jax.lax.top_k(jax.nn.softmax(logits), top_k)
 
     def _predict_lines(

@@ -96,7 +96,7 @@ def test_every_hidden_state_is_that_of_transformers(model):
 
 
 def test_logits_and_loss_are_those_of_transformers(model):
-    logits = np.asarray(model(inputs(), everywhere(GOLDEN["input_ids"])))
+    logits = np.asarray(model(inputs(), everywhere(GOLDEN["input_ids"]), 96))
     text = GOLDEN["attention_mask"] > 0
     assert_close(logits[text], GOLDEN["logits"][text])
     labelled = GOLDEN["labels"] >= 0
@@ -110,10 +110,12 @@ def test_the_gradient_of_every_parameter_is_that_of_transformers(loaded):
     labelled = GOLDEN["labels"] >= 0
 
     def loss(params):
-        logits = nnx.merge(graphdef, params, model_state)(inputs(), everywhere(GOLDEN["input_ids"]))
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), np.maximum(GOLDEN["labels"], 0)[..., None], -1)[..., 0]
-        return -(chosen * labelled).sum() / labelled.sum()
+        model = nnx.merge(graphdef, params, model_state)
+        labels = np.maximum(GOLDEN["labels"], 0)
+        losses, _ = model.cross_entropy(inputs(), everywhere(GOLDEN["input_ids"]), labels, 96)
+        return (losses * labelled).sum() / labelled.sum()
 
+    assert float(loss(params)) == pytest.approx(float(GOLDEN["loss"]), rel=1e-5)
     gradients = jax.grad(loss)(params)
     largest = max(np.abs(golden(path, "grads")).max() for path in paths(gradients))
     for path, ours in zip(paths(gradients), jax.tree.leaves(gradients), strict=True):
@@ -121,9 +123,9 @@ def test_the_gradient_of_every_parameter_is_that_of_transformers(loaded):
 
 
 def test_logits_at_chosen_places_are_those_of_all_places(model):
-    everything = np.asarray(model(inputs(), everywhere(GOLDEN["input_ids"])))
+    everything = np.asarray(model(inputs(), everywhere(GOLDEN["input_ids"]), 96))
     chosen = np.array([[5, 0, 23], [1, 16, 3], [8, 8, 2]], np.int32)
-    some = np.asarray(model(inputs(), chosen))
+    some = np.asarray(model(inputs(), chosen, 96))
     np.testing.assert_allclose(some, np.take_along_axis(everything, chosen[..., None], 1), rtol=1e-5, atol=1e-5)
 
 
@@ -147,7 +149,7 @@ def test_packed_documents_do_not_see_each_other(options):
         "segment_ids": np.repeat([1, 2, 3, 0], [7, 4, 3, 2])[None].astype(np.int32),
         "positions": np.concatenate([np.arange(7), np.arange(4), np.arange(3), [0, 0]])[None].astype(np.int32),
     }
-    together = np.asarray(model(packed, everywhere(packed["tokens"])))[0]
+    together = np.asarray(model(packed, everywhere(packed["tokens"]), 96))[0]
     begin = 0
     for text in texts:
         alone = {
@@ -155,7 +157,7 @@ def test_packed_documents_do_not_see_each_other(options):
             "segment_ids": np.ones((1, len(text)), np.int32),
             "positions": everywhere(text[None]),
         }
-        logits = np.asarray(model(alone, everywhere(text[None])))[0]
+        logits = np.asarray(model(alone, everywhere(text[None]), 96))[0]
         np.testing.assert_allclose(together[begin : begin + len(text)], logits, rtol=1e-5, atol=1e-5)
         begin += len(text)
 
@@ -165,8 +167,8 @@ def test_every_kind_of_position_tells_the_order_of_words(position):
     model = small(position=position)
     tokens = np.array([[2, 9, 7, 11, 3]], np.int32)
     batch = {"segment_ids": np.ones_like(tokens), "positions": everywhere(tokens)}
-    one = np.asarray(model(batch | {"tokens": tokens}, np.array([[0]])))
-    other = np.asarray(model(batch | {"tokens": tokens[:, [0, 3, 2, 1, 4]]}, np.array([[0]])))
+    one = np.asarray(model(batch | {"tokens": tokens}, np.array([[0]]), 96))
+    other = np.asarray(model(batch | {"tokens": tokens[:, [0, 3, 2, 1, 4]]}, np.array([[0]]), 96))
     assert np.abs(one - other).max() > 1e-3
 
 
@@ -175,7 +177,7 @@ def test_rotary_positions_tell_distances_alone():
     tokens = np.array([[2, 9, 7, 11, 3]], np.int32)
     batch = {"tokens": tokens, "segment_ids": np.ones_like(tokens)}
     one, moved = (
-        np.asarray(model(batch | {"positions": everywhere(tokens) + by}, everywhere(tokens))) for by in (0, 9)
+        np.asarray(model(batch | {"positions": everywhere(tokens) + by}, everywhere(tokens), 96)) for by in (0, 9)
     )
     np.testing.assert_allclose(one, moved, rtol=1e-4, atol=1e-5)
 
@@ -185,7 +187,7 @@ def test_bfloat16_computes_nearly_the_same_and_keeps_float32_parameters():
     wide, narrow = (BertForMaskedLM(fields, nnx.Rngs(1), dtype) for dtype in ("float32", "bfloat16"))
     tokens = np.random.default_rng(0).integers(5, 96, (4, 16)).astype(np.int32)
     batch = {"tokens": tokens, "segment_ids": np.ones_like(tokens), "positions": everywhere(tokens)}
-    one, other = (model(batch, everywhere(tokens)) for model in (wide, narrow))
+    one, other = (model(batch, everywhere(tokens), 96) for model in (wide, narrow))
     assert one.dtype == other.dtype == jnp.float32, "logits are float32, so that the loss is"
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(parameters.split(narrow)[1]))
     np.testing.assert_allclose(one, other, atol=0.02)
@@ -198,7 +200,7 @@ def test_dropout_follows_the_key_and_is_off_without_one():
     batch = {"tokens": tokens, "segment_ids": np.ones_like(tokens), "positions": everywhere(tokens)}
 
     def run(key):
-        return np.asarray(model(batch, everywhere(tokens), key))
+        return np.asarray(model.hidden_states(batch, key)[-1])
 
     np.testing.assert_array_equal(run(jax.random.key(1)), run(jax.random.key(1)))
     assert np.abs(run(jax.random.key(1)) - run(jax.random.key(2))).max() > 1e-3
@@ -232,7 +234,9 @@ def test_needed_operations_are_counted_as_by_the_compiler():
     tokens = np.ones((1, 64), np.int32)
     batch = {"tokens": tokens, "segment_ids": tokens, "positions": everywhere(tokens)}
     graphdef, params, model_state = parameters.split(model)
-    lowered = jax.jit(lambda p: nnx.merge(graphdef, p, model_state)(batch, everywhere(tokens)[:, :10])).lower(params)
+    lowered = jax.jit(lambda p: nnx.merge(graphdef, p, model_state)(batch, everywhere(tokens)[:, :10], 512)).lower(
+        params
+    )
     counted = lowered.compile().cost_analysis()["flops"]
     assert BertForMaskedLM.flops(config, 64, 10) == pytest.approx(counted, rel=0.05)
     assert encoder_flops(config, 64) < counted

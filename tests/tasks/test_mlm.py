@@ -61,7 +61,9 @@ def test_masks_change_with_the_epoch_in_training_and_never_in_evaluation(task):
 
 def brute_force(task, model, batch):
     """Sums by a loop over every prediction, with plain NumPy."""
-    logits = np.asarray(model(batch, batch["predict_positions"]), np.float64)[..., : task.tokenizer.vocab_size]
+    logits = np.asarray(model(batch, batch["predict_positions"], task.tokenizer.vocab_size), np.float64)[
+        ..., : task.tokenizer.vocab_size
+    ]
     loss = weight = correct = 0.0
     for i in range(logits.shape[0]):
         for j in range(logits.shape[1]):
@@ -150,7 +152,9 @@ def test_fillers_are_the_likeliest_of_the_softmax(task, model):
     tokens = np.array([[task.tokenizer.cls_id, *encoded, task.tokenizer.sep_id]])
     batch = {"tokens": tokens, "segment_ids": np.ones_like(tokens), "positions": np.arange(tokens.shape[1])[None]}
     where = np.flatnonzero(tokens[0] == task.tokenizer.mask_id)
-    logits = np.asarray(model(batch, where[None]), np.float64)[0, :, : task.tokenizer.vocab_size]
+    logits = np.asarray(model(batch, where[None], task.tokenizer.vocab_size), np.float64)[
+        0, :, : task.tokenizer.vocab_size
+    ]
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     for mask, expected in zip(results[0]["masks"], probabilities, strict=True):
         best = np.argsort(-expected)[:3]
