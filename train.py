@@ -11,7 +11,7 @@ import sys
 import time
 from typing import Any
 
-from cli import environment  # isort: skip  # noqa: F401  (sets what JAX reads when it starts)
+from cli import environment  # isort: skip  (sets what JAX reads when it starts)
 
 import jax
 import numpy as np
@@ -34,7 +34,7 @@ from training.throughput import Meter, peak_flops
 def main(argv: list[str]) -> int:
     started = time.perf_counter()
     config, folder = configs.from_command_line(argv, __doc__ or "")
-    print(f"workdir: {folder}", flush=True)
+    _say(f"workdir: {folder}")
 
     # ---- What goes in, and what is learned from it.
     mesh = sharding.make_mesh(config.mesh.data, config.train.batch_size // config.train.accumulate)
@@ -75,9 +75,10 @@ def main(argv: list[str]) -> int:
         return 0
 
     # ---- What the run writes down.
-    if jax.process_index() == 0:
+    quiet = jax.process_index() != 0  # of several processes only the first writes and prints
+    if not quiet:
+        workdir.write_json(folder / "config.json", configs.as_json(config))  # first: it makes the folder a run's
         task.save(folder)
-        workdir.write_json(folder / "config.json", configs.as_json(config))
         facts = {
             "devices": [str(device) for device in jax.devices()],
             "device_kind": jax.devices()[0].device_kind,
@@ -89,7 +90,7 @@ def main(argv: list[str]) -> int:
             },
         }
         workdir.write_json(folder / "run.json", workdir.describe_start(folder, step, facts))
-    logbook = Logbook(folder, step)
+    logbook = Logbook(folder, step, quiet=quiet)
     logbook.text("config", "```json\n" + json.dumps(configs.as_json(config), indent=2) + "\n```", step)
     logbook.text("parameters", parameters.table(state["params"]), step)
 
@@ -105,7 +106,7 @@ def main(argv: list[str]) -> int:
     _say(f"compiled in {time.perf_counter() - compiling:.1f} s · {time.perf_counter() - started:.1f} s since the start")
 
     flops_per_row, peak = task.flops_per_row(), peak_flops(config.dtype)
-    progress = Progress(step, config.train.steps)
+    progress = Progress(step, config.train.steps, quiet=quiet)
     meter = Meter()
     stop = _StopSignal()
 
@@ -242,4 +243,5 @@ class _StopSignal:
 
 
 if __name__ == "__main__":
+    environment.connect_hosts()
     commandline.run(main)

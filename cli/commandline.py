@@ -19,6 +19,8 @@ def run(main: Callable[[list[str]], int]) -> None:
     except UserError as error:
         print(error, file=sys.stderr)
         status = 2
+    except KeyboardInterrupt:
+        status = 130
     except BrokenPipeError:  # the reader of our output, `head` say, has had enough
         sys.stderr.close()
         status = 0

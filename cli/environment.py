@@ -11,5 +11,20 @@ import jax  # noqa: E402
 
 from data.cache import cache_root  # noqa: E402
 
+
+def connect_hosts() -> None:
+    """Joins the processes of a run on several hosts, if something tells of them; must come before anything is computed.
+
+    Cloud TPU, SLURM, Open MPI and Kubernetes are found by JAX itself; elsewhere `JAX_COORDINATOR_ADDRESS` (HOST:PORT of
+    the first process), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` say it.
+    """
+    told = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
+    try:
+        jax.distributed.initialize(**{name: int(value) for name, value in told.items() if value})
+    except ValueError:  # a run of one process: nothing names a coordinator
+        if "JAX_COORDINATOR_ADDRESS" in os.environ:
+            raise
+
+
 jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -178,6 +179,32 @@ def test_eight_devices_give_the_losses_of_one(smoke, tmp_path, position, command
     assert done.returncode == 0, done.stderr
     assert "8 × cpu" in done.stdout
     np.testing.assert_allclose(losses_of(one), losses_of(eight), rtol=1e-5)
+
+
+def test_two_processes_as_on_two_hosts_give_the_losses_of_one_and_only_the_first_writes(smoke, tmp_path):
+    words = [*smoke, "--config.train.log_every=1"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert train.main([*words, f"--workdir={one}"]) == 0
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    told = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *words, f"--workdir={two}"],
+            cwd=ROOT,
+            env=os.environ | told | {"JAX_PROCESS_ID": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert "2 × cpu" in outputs[0] and "step" not in outputs[1]
+    np.testing.assert_allclose(losses_of(one), losses_of(two), rtol=1e-5)
+    assert Checkpoints(two / "checkpoints").steps() == [20]
 
 
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused(smoke, tmp_path, command):

@@ -18,16 +18,22 @@ class Logbook:
     Args:
         workdir: the run's folder.
         step: where the run goes on; records of later steps, left by a run that was cut off, are taken out.
+        quiet: write nothing.
     """
 
-    def __init__(self, workdir: Path, step: int = 0):
-        self._path = workdir / "metrics.jsonl"
-        _cut_back(self._path, step)
-        self._file = self._path.open("a", encoding="utf-8")
+    def __init__(self, workdir: Path, step: int = 0, quiet: bool = False):
+        self._quiet = quiet
+        if quiet:
+            return
+        path = workdir / "metrics.jsonl"
+        _cut_back(path, step)
+        self._file = path.open("a", encoding="utf-8")
         self._writer = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
 
     def scalars(self, step: int, split: str, values: dict[str, float]) -> None:
         """One record; TensorBoard gets each value under `split/name`. What is not finite becomes null in JSON."""
+        if self._quiet:
+            return
         record: dict[str, Any] = {"step": step, "split": split}
         record |= {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps(record) + "\n")
@@ -37,10 +43,14 @@ class Logbook:
 
     def text(self, tag: str, text: str, step: int = 0) -> None:
         """A Markdown text."""
+        if self._quiet:
+            return
         self._writer.add_text(tag, text, step)
 
     def histograms(self, step: int, tag: str, tree: Any) -> None:
         """The counts that the compiled step made of each leaf, under `tag/PATH`."""
+        if self._quiet:
+            return
         leaves: dict[str, dict[str, np.ndarray]] = {}
         for path, value in zip(rules.paths(tree), map(np.asarray, jax.tree.leaves(tree)), strict=True):
             leaf, _, part = path.rpartition("/")
@@ -56,6 +66,8 @@ class Logbook:
             )  # fmt: skip
 
     def close(self) -> None:
+        if self._quiet:
+            return
         self._file.close()
         self._writer.close()
 

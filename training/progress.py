@@ -11,13 +11,15 @@ class Progress:
     Args:
         start: the step at which this start of the run begins.
         steps: the step at which it ends.
+        quiet: show nothing.
     """
 
-    def __init__(self, start: int, steps: int):
+    def __init__(self, start: int, steps: int, quiet: bool = False):
         self._steps = steps
         self._stream = sys.stdout
+        self._quiet = quiet
         self._bar: tqdm | None = None
-        if self._stream.isatty():
+        if self._stream.isatty() and not quiet:
             layout = "step {n_fmt}/{total_fmt} {bar:18} {postfix} · {remaining} left"
             self._bar = tqdm(initial=start, total=steps, bar_format=layout, file=self._stream, dynamic_ncols=True)
 
@@ -42,7 +44,7 @@ class Progress:
         """A line that stays."""
         if self._bar is not None:
             self._bar.write(line, file=self._stream)
-        else:
+        elif not self._quiet:
             print(line, file=self._stream, flush=True)
 
     def close(self) -> None:

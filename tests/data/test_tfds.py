@@ -1,6 +1,16 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import tensorflow_datasets as tfds
 
+from data.sources import open_source
+from errors import UserError
+
+ROOT = Path(__file__).parent.parent.parent
 COUNTS = {"train": 30, "test": 4}
 
 
@@ -35,3 +45,76 @@ def data_dir(prepared, monkeypatch):
     # tfds reads the variable when it is imported; a user sets it before that.
     monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(prepared))
     return prepared
+
+
+def texts(source) -> list[str]:
+    return [source[i]["text"] for i in range(len(source))]
+
+
+def test_a_prepared_data_set_gives_its_records_with_random_access(data_dir):
+    source = open_source("tfds:rootstock_notes", text="sentence")
+    assert sorted(texts(source)) == sorted(f"train números {i}" for i in range(30))
+    record = source[17]
+    assert record["text"] == record["sentence"] and record["label"] in (0, 1)
+    for index in (-1, 30):
+        with pytest.raises(IndexError):
+            source[index]
+
+
+def test_a_split_is_chosen_by_name_or_share(data_dir):
+    assert sorted(texts(open_source("tfds:rootstock_notes@test", text="sentence"))) == [
+        f"test números {i}" for i in range(4)
+    ]
+    half = open_source("tfds:rootstock_notes@train[:50%]", text="sentence")
+    rest = open_source("tfds:rootstock_notes@train[50%:]", text="sentence")
+    assert len(half) == len(rest) == 15 and not set(texts(half)) & set(texts(rest))
+    prints = {open_source(f"tfds:rootstock_notes@{s}", text="sentence").fingerprint for s in ("train", "test")}
+    assert len({*prints, half.fingerprint, rest.fingerprint}) == 4
+
+
+def test_a_user_reads_it_without_its_code_and_without_tensorflow(prepared):
+    program = """
+import json, sys
+from data.sources import open_source
+source = open_source("tfds:rootstock_notes@test", text="sentence")
+print(json.dumps([sorted(source[i]["text"] for i in range(len(source))), "tensorflow" in sys.modules]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT, env=os.environ | {"TFDS_DATA_DIR": str(prepared)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[f"test números {i}" for i in range(4)], False]
+
+
+@pytest.mark.parametrize(
+    ("spec", "text", "said"),
+    [
+        ("tfds:rootstock_notez", "sentence", "no prepared data set 'rootstock_notez'"),
+        ("tfds:rootstock_notes@valid", "sentence", "no split 'valid'"),
+        ("tfds:rootstock_notes", "body", "columns of rootstock_notes: sentence, label"),
+    ],
+)
+def test_what_is_not_there_is_the_users_mistake_and_what_is_there_is_listed(data_dir, spec, text, said):
+    with pytest.raises(UserError) as caught:
+        open_source(spec, text=text)
+    assert said in str(caught.value)
+
+
+def test_a_column_that_is_no_text_is_named(data_dir):
+    source = open_source("tfds:rootstock_notes", text="label")
+    with pytest.raises(UserError, match="'label' of record 0 is no UTF-8 text"):
+        source[0]
+
+
+def test_a_data_set_that_needs_tensorflow_is_refused_with_the_mend(tmp_path, data_dir, monkeypatch):
+    info = Path(data_dir) / "rootstock_notes" / "1.0.0" / "dataset_info.json"
+    content = json.loads(info.read_text())
+    copy = tmp_path / "rootstock_notes" / "1.0.0"
+    copy.mkdir(parents=True)
+    for file in info.parent.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    (copy / info.name).write_text(json.dumps(content | {"fileFormat": "tfrecord"}))
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+    with pytest.raises(UserError, match="needs TensorFlow"):
+        open_source("tfds:rootstock_notes", text="sentence")

@@ -1,0 +1,83 @@
+"""What data, log and checkpoints add to the bare step of the default experiment.
+
+    python -m benchmarks.overhead [--variant=tiny] [--blocks=20]
+
+Blocks of 50 steps in turn: one over batches that lie ready on the device, one as train.py does it, with its batches
+made and placed, its record written at the end, and every tenth time (each 500 steps, the default) histograms and a
+checkpoint that is waited for. The overhead is the ratio of the two, so that a machine that changes its speed does not
+count.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from cli import environment  # isort: skip  # noqa: F401  (sets what JAX reads when it starts)
+
+import jax
+
+from benchmarks.mlm_step import prepare
+from cli import commandline
+from configs import bert_mlm
+from training.checkpoints import Checkpoints
+from training.logbook import Logbook
+
+FLAGS: dict[str, Any] = {"blocks": 20, "steps": 50, "variant": "tiny"}
+BLOCKS_A_CHECKPOINT = 10
+
+
+def main(argv: list[str]) -> int:
+    flags = commandline.parse(argv, FLAGS, __doc__ or "")
+    bare = prepare(bert_mlm.get_config(flags["variant"]))
+    ready = [bare.put(next(bare.feed)[1]) for _ in range(8)]
+    state = bare.state
+    seconds: dict[str, list[float]] = {"bare": [], "whole": []}
+    saving = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints, logbook = Checkpoints(Path(folder) / "checkpoints"), Logbook(Path(folder))
+        for block in range(-1, flags["blocks"]):  # the first warms up
+            start = time.perf_counter()
+            totals = bare.totals
+            for i in range(flags["steps"]):
+                state, totals = bare.step(state, totals, ready[i % len(ready)])
+            jax.block_until_ready(state)
+            middle = time.perf_counter()
+            totals = bare.totals
+            for _ in range(flags["steps"]):
+                state, totals = bare.step(state, totals, bare.put(next(bare.feed)[1]))
+            sums = {name: float(value) for name, value in jax.device_get(totals)["sums"].items()}
+            step = int(state["step"])
+            logbook.scalars(step, "train", bare.task.metrics(sums))
+            if block % BLOCKS_A_CHECKPOINT == BLOCKS_A_CHECKPOINT - 1:
+                begin = time.perf_counter()
+                logbook.histograms(step, "parameters", jax.device_get(totals)["histograms"]["parameters"])
+                logbook.histograms(step, "gradients", jax.device_get(totals)["histograms"]["gradients"])
+                checkpoints.save(state, bare.feed.get_state())
+                checkpoints.wait()
+                saving += time.perf_counter() - begin
+            if block >= 0:
+                seconds["bare"].append(middle - start)
+                seconds["whole"].append(time.perf_counter() - middle)
+        checkpoints.close()
+        logbook.close()
+    ratios = sorted(whole / without for whole, without in zip(seconds["whole"], seconds["bare"], strict=True))
+    result = {
+        "benchmark": "overhead",
+        **flags,
+        "overhead": round(sum(seconds["whole"]) / sum(seconds["bare"]) - 1, 4),
+        "overhead_median_block": round(statistics.median(ratios) - 1, 4),
+        "overhead_quartiles": [round(ratios[len(ratios) // 4] - 1, 4), round(ratios[3 * len(ratios) // 4] - 1, 4)],
+        "checkpoint_and_histograms_seconds": round(saving / max(1, flags["blocks"] // BLOCKS_A_CHECKPOINT), 3),
+        "step_ms": round(1e3 * sum(seconds["bare"]) / flags["blocks"] / flags["steps"], 1),
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+    }
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    commandline.run(main)
