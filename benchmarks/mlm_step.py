@@ -100,7 +100,6 @@ def main(argv: list[str]) -> int:
         config.model.norm, config.model.position = flags["norm"], flags["position"]
         config.model.vocab_size = config.model.max_positions = 0  # both follow from the data
         config.data.tokenizer, config.data.seq_len = f"wordpiece:{flags['vocab']}", flags["seq_len"]
-        config.data.mask_rate = 0.15
         config.train.batch_size, config.dtype = flags["rows"], flags["dtype"]
         told = {name: value for name, value in flags.items() if name != "sizes"}
         where = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
