@@ -5,8 +5,8 @@
 Variants, by size: `:tiny` (the default), `:mini`, `:small`, `:base` for an accelerator, `:smoke` for tests.
 
 `:tiny`, `:mini` and `:small` differ from the paper in two things that were measured to help where a run lasts minutes:
-rotary positions, with which attention learns to look at neighbours within hundreds of steps instead of many thousands, and
-no dropout. `--config.model.position=learned --config.model.dropout=0.1 --config.model.attention_dropout=0.1` undoes it.
+rotary positions, with which attention learns to look at neighbours within hundreds of steps, not thousands, and no
+dropout. `--config.model.position=learned --config.model.dropout=0.1 --config.model.attention_dropout=0.1` undoes it.
 """
 
 from ml_collections import ConfigDict
