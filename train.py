@@ -35,11 +35,12 @@ def main(argv: list[str]) -> int:
     started = time.perf_counter()
     config, folder = configs.from_command_line(argv, __doc__ or "")
     _say(f"workdir: {folder}")
+    workdir.check_place(folder)
 
     # ---- What goes in, and what is learned from it.
     mesh = sharding.make_mesh(config.mesh.data, config.train.batch_size // config.train.accumulate)
     task = tasks.TASKS[config.task].create(config, _say)
-    workdir.check(folder, config)
+    workdir.check_experiment(folder, config)
     train_rows, valid_rows = task.rows("train"), task.rows("valid")
     configs.resolve_steps(config, train_rows.count)
     _say(f"train: {train_rows.summary}")

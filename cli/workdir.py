@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -18,20 +19,29 @@ from tasks import read_config
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers", "sentencepiece")
 
 
-def check(workdir: Path, config: ConfigDict) -> None:
-    """Raises UserError if the folder holds another experiment, or cannot hold this one. Writes nothing."""
-    if (workdir / "config.json").is_file():
-        differing = differences(read_config(workdir), config)
-        if differing:
-            shown = "; ".join(differing[:6]) + ("; …" if len(differing) > 6 else "")
-            mend = "Give another --workdir, or the values that the run was started with."
-            raise UserError(str(workdir), f"holds another experiment: {shown}", mend)
-    elif workdir.is_dir() and any(workdir.iterdir()):
+def check_place(workdir: Path) -> None:
+    """Raises UserError if the folder cannot be written or holds something else than a run. Writes nothing."""
+    existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "no permission" if existing.is_dir() else f"{existing} is a file"
+        raise UserError("--workdir", f"{workdir} cannot be written ({reason})", "Give another folder.")
+    if existing == workdir and any(workdir.iterdir()) and not (workdir / "config.json").is_file():
         raise UserError(str(workdir), "is not empty and holds no run", "Give another --workdir.")
 
 
+def check_experiment(workdir: Path, config: ConfigDict) -> None:
+    """Raises UserError if the folder holds a run of another experiment; `config` is resolved. Writes nothing."""
+    if not (workdir / "config.json").is_file():
+        return
+    differing = differences(read_config(workdir), config)
+    if differing:
+        shown = "; ".join(differing[:6]) + ("; …" if len(differing) > 6 else "")
+        mend = "Give another --workdir, or the values that the run was started with."
+        raise UserError(str(workdir), f"holds another experiment: {shown}", mend)
+
+
 def create(workdir: Path) -> None:
-    """Makes the folder, or raises UserError if it cannot be written."""
+    """Makes the folder, or raises UserError: a disk that cannot be written shows only now."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / ".writable"
