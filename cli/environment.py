@@ -1,6 +1,7 @@
 """What must be set before JAX starts. Imported first by every command."""
 
 import os
+import warnings
 
 # On the CPU, XLA's own loops beat the library that it hands fused element-wise code to by some 8 % of a training step.
 if "ynn_fusion_type" not in os.environ.get("XLA_FLAGS", ""):
@@ -11,6 +12,9 @@ import jax  # noqa: E402
 
 from data.cache import cache_root  # noqa: E402
 
+jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
 
 def connect_hosts() -> None:
     """Joins the processes of a run on several hosts, if something tells of them; must come before anything is computed.
@@ -20,11 +24,9 @@ def connect_hosts() -> None:
     """
     told = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
     try:
-        jax.distributed.initialize(**{name: int(value) for name, value in told.items() if value})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # JAX tells every single process in a Kubernetes pod what it would need
+            jax.distributed.initialize(**{name: int(value) for name, value in told.items() if value})
     except ValueError:  # a run of one process: nothing names a coordinator
         if "JAX_COORDINATOR_ADDRESS" in os.environ:
             raise
-
-
-jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
