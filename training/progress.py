@@ -20,7 +20,7 @@ class Progress:
         self._quiet = quiet
         self._bar: tqdm | None = None
         if self._stream.isatty() and not quiet:
-            layout = "step {n_fmt}/{total_fmt} {bar:18} {postfix} · {remaining} left"
+            layout = "step {n_fmt}/{total_fmt} {bar:18} {desc} · {remaining} left"
             self._bar = tqdm(initial=start, total=steps, bar_format=layout, file=self._stream, dynamic_ncols=True)
 
     def advance(self) -> None:
@@ -31,7 +31,7 @@ class Progress:
     def train(self, step: int, values: dict[str, float], seconds_left: float) -> None:
         """A training record: loss, learning rate, real tokens/s, MFU."""
         if self._bar is not None:
-            self._bar.set_postfix_str(_described(values))
+            self._bar.set_description_str(_described(values))
         else:
             self.say(f"step {step:>6}/{self._steps} {_described(values)} · {_clock(seconds_left)} left")
 

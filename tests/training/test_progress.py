@@ -35,8 +35,8 @@ def test_plain_lines_where_the_output_is_no_terminal(monkeypatch):
 def test_one_line_that_is_redrawn_on_a_terminal_and_records_that_stay(monkeypatch):
     shown = watch(monkeypatch, Terminal())
     last = shown.split("\r")[-1]
-    for part in ("151/500", "loss 3.2199", "lr 1.50e-03", "20,123 tokens/s", "MFU 0.27", "left"):
-        assert part in last, last
+    assert last.startswith("step 151/500 ") and " left" in last
+    assert " loss 3.2199 · lr 1.50e-03 · 20,123 tokens/s · MFU 0.27 · " in last and "," not in last.split("loss")[0]
     assert "step    150/500 valid: loss 3.5 · accuracy 0.25\n" in shown
 
 
