@@ -47,6 +47,7 @@ class Bare(NamedTuple):
 
 def prepare(config: ConfigDict) -> Bare:
     """The step that train.py would compile for this config."""
+    config.model.vocab_size = config.model.max_positions = 0  # both follow from the data
     task = MaskedLM.create(config, lambda line: None)
     mesh = sharding.make_mesh(-1, config.train.batch_size)
     everywhere = sharding.replicated(mesh)
@@ -98,7 +99,6 @@ def main(argv: list[str]) -> int:
         config.model.num_layers, config.model.hidden_size = int(match[1]), int(match[2])
         config.model.dropout = config.model.attention_dropout = flags["dropout"]
         config.model.norm, config.model.position = flags["norm"], flags["position"]
-        config.model.vocab_size = config.model.max_positions = 0  # both follow from the data
         config.data.tokenizer, config.data.seq_len = f"wordpiece:{flags['vocab']}", flags["seq_len"]
         config.train.batch_size, config.dtype = flags["rows"], flags["dtype"]
         told = {name: value for name, value in flags.items() if name != "sizes"}
