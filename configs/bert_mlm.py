@@ -2,6 +2,8 @@
 
     python train.py --config=configs/bert_mlm.py
 
+On two cores four minutes of training, to a held-out loss of 3.29 and 46 % of the masked tokens named (seed 0).
+
 Variants, by size: `:tiny` (the default), `:mini`, `:small`, `:base` for an accelerator, `:smoke` for tests.
 
 `:tiny`, `:mini` and `:small` differ from the paper in two things that were measured to help where a run lasts minutes:
