@@ -22,11 +22,13 @@ def connect_hosts() -> None:
     Cloud TPU, SLURM, Open MPI and Kubernetes are found by JAX itself; elsewhere `JAX_COORDINATOR_ADDRESS` (HOST:PORT of
     the first process), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` say it.
     """
-    told = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
+    count, number = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # JAX tells every single process in a Kubernetes pod what it would need
-            jax.distributed.initialize(**{name: int(value) for name, value in told.items() if value})
+            jax.distributed.initialize(
+                num_processes=int(count) if count else None, process_id=int(number) if number else None
+            )
     except ValueError:  # a run of one process: nothing names a coordinator
         if "JAX_COORDINATOR_ADDRESS" in os.environ:
             raise

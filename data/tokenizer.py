@@ -4,6 +4,7 @@ All of them have the specials [PAD] [UNK] [CLS] [SEP] [MASK]. Text is only ever 
 gives ordinary pieces, never the special one, unless `keep_mask` asks for it.
 """
 
+import abc
 import difflib
 import functools
 import io
@@ -32,7 +33,7 @@ COVERAGE = 0.9999  # of WordPiece's training text: of many characters the rarest
 IDEOGRAPH = re.compile("[\u2e80-\u2fdf\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
-class Tokenizer:
+class Tokenizer(abc.ABC):
     """What both libraries have in common. Ids are those of the vocabulary file, whatever their order there."""
 
     def __init__(self, pieces: list[str], more_special: Iterable[int], content: bytes, name: str, field: str):
@@ -83,22 +84,22 @@ class Tokenizer:
         """The piece as it stands in the vocabulary."""
         return self._pieces[id]
 
+    @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some pieces; of the specials, only [UNK] leaves a trace."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def save(self, folder: Path) -> None:
         """Writes the files that `load_tokenizer` reads."""
-        raise NotImplementedError
 
     def _ordinary(self, ids: Iterable[int]) -> list[int]:
         return [int(id) for id in ids if id == self.unk_id or not self._is_special[id]]
 
-    def _encode_plain(self, texts: list[str]) -> list[list[int]]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _encode_plain(self, texts: list[str]) -> list[list[int]]: ...
 
-    def _continues(self, piece: str) -> bool:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _continues(self, piece: str) -> bool: ...
 
     def _continue(self, ids: np.ndarray) -> np.ndarray:
         """The ids of a text that follows a [MASK] without a space."""
