@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("cli", "configs", "data", "evaluation", "models", "tasks", "training", "benchmarks")
+ROOMS = ("cli", "configs", "data", "evaluation", "interop", "models", "tasks", "training", "benchmarks")
 COMMANDS = ("train", "eval", "predict")
 
 # What each room may import of the project itself; errors.py is open to every room.
@@ -16,9 +16,10 @@ INSIDE = {
     "data": {"data"},
     "models": {"models"},
     "evaluation": {"evaluation"},
+    "interop": {"interop", "models", "data"},
     "training": {"training"},
     "tasks": {"tasks", "models", "data", "evaluation"},
-    "cli": {"cli", "tasks", "models", "data", "training"},
+    "cli": {"cli", "tasks", "models", "data", "interop", "training"},
     "train": {"cli", "tasks", "models", "data", "training"},
     "eval": {"cli", "tasks", "models", "data", "training", "evaluation"},
     "predict": {"cli", "tasks"},
@@ -34,6 +35,7 @@ OUTSIDE = {
     "training": {"jax", "flax", "optax", "orbax", "tensorboardX", "numpy", "tqdm"},
     "data": {"numpy", "grain", "tokenizers", "sentencepiece", "tensorflow_datasets", "etils"},
     "evaluation": {"numpy", "sklearn", "scipy", "matplotlib"},
+    "interop": {"numpy", "safetensors", "huggingface_hub"},
 }
 
 
