@@ -70,10 +70,20 @@ class FileRecords:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        file, within = self._find(index)
+        return file.record(within)
+
+    def where(self, index: int) -> str:
+        """`reviews.csv:14`: the file, and the line that the record starts in."""
+        file, within = self._find(index)
+        return file.where(within)
+
+    def _find(self, index: int) -> tuple["_File", int]:
+        """The file that a record is in, and its number there."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = int(np.searchsorted(self._ends, index, side="right"))
-        return self._files[number].record(index - (int(self._ends[number - 1]) if number else 0))
+        return self._files[number], index - (int(self._ends[number - 1]) if number else 0)
 
 
 class _File:
@@ -93,6 +103,7 @@ class _File:
             raise UserError(field, f"{path} ({error.strerror})", "Name a file that can be read.") from error
         self.fingerprint = fingerprint(self._digest, kind, document if kind == "text" else text)
         self.columns = self._read_columns()
+        self._doubled = {column for column in self.columns if self.columns.count(column) > 1}
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -112,7 +123,8 @@ class _File:
                 value = f"{len(fields)} fields, but the header has {len(self.columns)}"
                 mend = "Mend the row." if self.kind == "tsv" else "Mend the row, or its quotes."
                 raise UserError(f"{self.path}:{self._line(start)}", value, mend)
-            values = dict(zip(self.columns, fields, strict=True))
+            # Of two columns with one name, neither can be meant.
+            values = {c: f for c, f in zip(self.columns, fields, strict=True) if c not in self._doubled}
         if self.text not in values:
             raise self._no_column(list(values), f"line {self._line(start)} of {self.path}")
         text = values[self.text]
@@ -125,6 +137,9 @@ class _File:
             value = f"{self.text!r} holds a lone surrogate, half a character"
             raise UserError(f"{self.path}:{self._line(start)}", value, "Mend the \\u escapes of the record.") from error
         return {**values, "text": text}
+
+    def where(self, index: int) -> str:
+        return f"{self.path}:{self._line(int(self._starts[index]))}"
 
     # ---- byte ranges
 

@@ -75,6 +75,9 @@ class PyDocs:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._records[index]
 
+    def where(self, index: int) -> str:
+        return f"pydocs: record {index}"
+
 
 def requirement_names(path: Path) -> list[str]:
     """The distributions that a requirements file names, in its order."""

@@ -28,6 +28,10 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Record: ...
 
+    def where(self, index: int) -> str:
+        """What messages call a record: file and line, `reviews.csv:14`, if it stands in one."""
+        ...
+
 
 # kind -> opener(what stands behind the colon, text column, document mode, field for messages)
 KINDS: dict[str, Callable[[str, str, str, str], Source]] = {
@@ -62,28 +66,32 @@ def open_source(
     raise UserError(field, f"{spec!r} is no source", f"{hint}Kinds: {', '.join(KINDS)}.")
 
 
-def split_holdout(source: Source, rule: str = "hash", share: float = 0.05) -> tuple[Source, Source]:
+def split_holdout(
+    source: Source, rule: str = "hash", share: float = 0.05, by: Source | None = None
+) -> tuple[Source, Source]:
     """The source as two that have no document in common: for training, and held out.
 
     Args:
         rule: `hash` goes by the document's words, so that equal documents are on one side wherever they stand;
             `tail` holds out the last documents.
         share: how much is held out, between 0 and 1.
+        by: the same records with another column as their text, whose words decide instead. So the second texts of
+            pairs fall on the sides of the first.
 
     Raises:
         UserError: the rule is another one; or, at the first use, there are not two different documents.
     """
     if rule not in ("hash", "tail"):
         raise UserError("config.data.holdout", repr(rule), "Choose hash or tail.")
-    halves = _Halves(source, rule, share)
+    halves = _Halves(source, rule, share, source if by is None else by)
     return _Subset(halves, held_out=False), _Subset(halves, held_out=True)
 
 
 class _Halves:
     """Which records are held out; found at the first use, since it takes reading all of them."""
 
-    def __init__(self, source: Source, rule: str, share: float):
-        self.source, self.rule, self.share = source, rule, share
+    def __init__(self, source: Source, rule: str, share: float, by: Source):
+        self.source, self.rule, self.share, self.by = source, rule, share, by
 
     @functools.cached_property
     def held_out(self) -> np.ndarray:
@@ -93,7 +101,7 @@ class _Halves:
             raise UserError(self.source.name, f"{count} document", "Name held-out documents: --config.data.valid=…")
         if self.rule == "tail":
             return np.arange(count) >= min(count - 1, max(1, round(count * (1 - self.share))))
-        places = np.fromiter((_place(self.source[i]["text"]) for i in range(count)), np.float64, count)
+        places = np.fromiter((_place(self.by[i]["text"]) for i in range(count)), np.float64, count)
         held_out = places < self.share
         # A handful of documents may leave one side empty: then the lowest, or all but the highest, are held out.
         if not held_out.any():
@@ -119,7 +127,10 @@ class _Subset:
         self._halves, self._held_out = halves, held_out
         source = halves.source
         self.name = f"{source.name} ({'held out' if held_out else 'without the held-out documents'})"
-        self.fingerprint = fingerprint(source.fingerprint, halves.rule, repr(halves.share), str(held_out))
+        parts = [source.fingerprint, halves.rule, repr(halves.share), str(held_out)]
+        if halves.by is not source:
+            parts.append(halves.by.fingerprint)
+        self.fingerprint = fingerprint(*parts)
 
     @functools.cached_property
     def _indices(self) -> np.ndarray:
@@ -130,3 +141,34 @@ class _Subset:
 
     def __getitem__(self, index: int) -> Record:
         return self._halves.source[int(self._indices[index])]
+
+    def where(self, index: int) -> str:
+        return self._halves.source.where(int(self._indices[index]))
+
+
+def sample(source: Source, count: int) -> Source:
+    """So many of the records, chosen by chance but always the same; the source itself if `count` is 0."""
+    return _Sample(source, count) if count else source
+
+
+class _Sample:
+    """Some records of a source, in its order."""
+
+    def __init__(self, source: Source, count: int):
+        self._source, self._count = source, count
+        self.name = f"{source.name} ({count} of its documents)"
+        self.fingerprint = fingerprint(source.fingerprint, "sample", count)
+
+    @functools.cached_property
+    def _indices(self) -> np.ndarray:
+        places = np.array([_place(str(i)) for i in range(len(self._source))])
+        return np.sort(np.argsort(places, kind="stable")[: self._count])
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Record:
+        return self._source[int(self._indices[index])]
+
+    def where(self, index: int) -> str:
+        return self._source.where(int(self._indices[index]))

@@ -76,6 +76,9 @@ class TfdsRecords:
             raise UserError(self.name, value, "Name the column of the text with config.data.text.")
         return {**record, "text": text}
 
+    def where(self, index: int) -> str:
+        return f"{self.name}: record {index}"
+
 
 def _decoded(value: Any) -> Any:
     try:

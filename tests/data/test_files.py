@@ -143,6 +143,26 @@ def test_jsonl_holds_what_json_reads(tmp_path):
     assert records(source) == [{**value, "text": value["body"]} for value in objects]
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_record_is_named_by_its_file_and_the_line_that_it_starts_in(tmp_path, packed):
+    contents = {
+        "text": ["\ufeff\n one\ntwo\n\n\nthree", "four"],
+        "jsonl": ['\n{"text": "1"}\r\n\r\n\r\n{"text": "2"}\n', '{"text": "3"}'],
+        "csv": ['text,b\n"1\n1",2\n\n\n3,4\n', '\n"te\nxt",text\n1,2\n'],
+        "tsv": ["text\tb\n1\t2\n\n\n3\t4\n", "\n\ntext\n1\n"],
+    }
+    lines = {"text": [2, 6, 1], "jsonl": [2, 5, 1], "csv": [2, 6, 4], "tsv": [2, 5, 4]}
+    for kind, written in contents.items():
+        paths = [tmp_path / f"{i}.{kind}{'.gz' if packed else ''}" for i in range(2)]
+        for path, content in zip(paths, written, strict=True):
+            write(path, gzip.compress(content.encode()) if packed else content)
+        source = open_source(f"{kind}:{tmp_path}/?.{kind}*")
+        expected = [f"{path}:{line}" for path, line in zip((paths[0], *paths), lines[kind], strict=True)]
+        assert [source.where(i) for i in range(len(source))] == expected
+        with pytest.raises(IndexError):
+            source.where(3)
+
+
 # ---- fingerprints and laziness
 
 
@@ -241,6 +261,11 @@ def test_a_missing_column_is_refused_at_opening_and_the_columns_are_listed(tmp_p
 def test_two_columns_of_the_same_name_cannot_be_the_text(tmp_path):
     path = write(tmp_path / "a.tsv", "text\ttext\tid\n1\t2\t3\n")
     assert "two columns 'text'" in str(error_at_opening(f"tsv:{path}"))
+
+
+def test_of_two_other_columns_of_the_same_name_neither_stands_in_the_records(tmp_path):
+    path = write(tmp_path / "a.csv", "label,text,label,id\n1,2,3,4\n")
+    assert records(open_source(f"csv:{path}")) == [{"text": "2", "id": "4"}]
 
 
 @pytest.mark.parametrize(

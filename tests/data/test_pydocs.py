@@ -63,6 +63,10 @@ def test_a_second_opening_parses_nothing(library, monkeypatch):
     assert second.fingerprint == first.fingerprint and [second[i] for i in range(len(second))] == docs
 
 
+def test_a_record_is_named_by_its_number(library):
+    assert PyDocs([]).where(12) == "pydocs: record 12"
+
+
 def test_opening_extracts_nothing(library, monkeypatch):
     monkeypatch.setattr(pydocs, "_tree", lambda path: pytest.fail("extracted at opening"))
     assert open_source("pydocs").fingerprint and open_source("pydocs").name == "pydocs"

@@ -20,6 +20,16 @@ class Documents:
         self.reads += 1
         return {"text": self.texts[index], "number": index}
 
+    def where(self, index: int) -> str:
+        return f"documents:{index}"
+
+
+class Unopened(Documents):
+    """A source that may not be asked yet even how many records it has: that means looking for them."""
+
+    def __len__(self) -> int:
+        raise AssertionError("looked for records")
+
 
 TEXTS = [f"document {i % 700}" for i in range(1_000)]  # 300 of them stand there twice
 
@@ -96,6 +106,25 @@ def test_splitting_reads_nothing_until_a_side_is_used():
     assert source.reads == 0
     len(sides[0]), len(sides[1])
     assert source.reads == 1_000  # both sides from one pass
+
+
+@pytest.mark.parametrize("rule", ["hash", "tail"])
+def test_a_record_is_named_as_in_the_whole_source(rule):
+    for side in split_holdout(Documents(TEXTS), rule, 0.1):
+        assert all(side.where(i) == f"documents:{side[i]['number']}" for i in range(len(side)))
+
+
+@pytest.mark.parametrize("rule", ["hash", "tail"])
+def test_the_second_texts_of_pairs_fall_on_the_sides_of_the_first(rule):
+    first, second = Documents(TEXTS), Documents([f"another text {i}" for i in range(1_000)])
+    sides = list(zip(split_holdout(first, rule, 0.1), split_holdout(second, rule, 0.1, by=first), strict=True))
+    assert first.reads == second.reads == 0
+    split_holdout(second, rule, 0.1, by=Unopened(TEXTS))
+    for one, other in sides:
+        assert [one[i]["number"] for i in range(len(one))] == [other[i]["number"] for i in range(len(other))]
+        assert texts_of(other)[0].startswith("another text")
+    alone = split_holdout(second, rule, 0.1)
+    assert len({side.fingerprint for pair in (sides[0][1:], sides[1][1:], alone) for side in pair}) == 4
 
 
 @pytest.mark.parametrize("rule", ["hash", "tail"])

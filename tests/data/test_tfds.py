@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 
+from data.labels import label_order, one_of, read_labels, read_numbers
 from data.sources import open_source
 from errors import UserError
 
@@ -56,6 +57,7 @@ def test_a_prepared_data_set_gives_its_records_with_random_access(data_dir):
     assert sorted(texts(source)) == sorted(f"train números {i}" for i in range(30))
     record = source[17]
     assert record["text"] == record["sentence"] and record["label"] in (0, 1)
+    assert source.where(17) == "tfds:rootstock_notes: record 17"
     for index in (-1, 30):
         with pytest.raises(IndexError):
             source[index]
@@ -70,6 +72,14 @@ def test_a_split_is_chosen_by_name_or_share(data_dir):
     assert len(half) == len(rest) == 15 and not set(texts(half)) & set(texts(rest))
     prints = {open_source(f"tfds:rootstock_notes@{s}", text="sentence").fingerprint for s in ("train", "test")}
     assert len({*prints, half.fingerprint, rest.fingerprint}) == 4
+
+
+def test_its_class_numbers_are_labels_and_numbers(data_dir):
+    source = open_source("tfds:rootstock_notes", text="sentence")
+    classes = [source[i]["label"] for i in range(30)]
+    found = read_labels(source, "label")
+    assert label_order(found) == ("0", "1")
+    assert one_of(found, ("0", "1"), source).tolist() == read_numbers(source, "label").tolist() == classes
 
 
 def test_a_user_reads_it_without_its_code_and_without_tensorflow(prepared):
