@@ -11,7 +11,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,17 +132,26 @@ class WordPiece(Tokenizer):
         (folder / "tokenizer.json").write_text(self._content, encoding="utf-8")
         roles = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
         settings: dict[str, Any] = dict(zip(roles, SPECIALS, strict=True))
-        if self._about["model"]["type"] != "WordPiece":
-            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-        else:
+        normalizer = self._about["normalizer"] or {}
+        settings["do_lower_case"] = normalizer.get("lowercase", False)
+        settings["strip_accents"] = normalizer.get("strip_accents")
+        settings["tokenize_chinese_chars"] = normalizer.get("handle_chinese_chars", False)
+        if self._is_berts(settings):
+            settings["tokenizer_class"] = "BertTokenizer"
             vocabulary = "".join(f"{piece}\n" for piece in self._pieces)
             (folder / "vocab.txt").write_text(vocabulary, encoding="utf-8")
-            normalizer = self._about["normalizer"] or {}
-            settings["tokenizer_class"] = "BertTokenizer"
-            settings["do_lower_case"] = normalizer.get("lowercase", False)
-            settings["strip_accents"] = normalizer.get("strip_accents")
-            settings["tokenize_chinese_chars"] = normalizer.get("handle_chinese_chars", False)
+        else:
+            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+            settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]  # it leaves types out
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    def _is_berts(self, settings: Mapping[str, Any]) -> bool:
+        """Whether vocabulary and settings say all: transformers' BertTokenizer reads no more of a tokenizer.json."""
+        if self._about["model"]["type"] != "WordPiece":
+            return False
+        rebuilt = json.loads(_bert_backend(self._pieces, settings).to_str())
+        parts = ("added_tokens", "normalizer", "pre_tokenizer", "decoder", "model")
+        return all(rebuilt[part] == self._about[part] for part in parts)
 
     def _encode_plain(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
@@ -233,7 +242,7 @@ def load_tokenizer(path: Path | str, field: str = FIELD) -> Tokenizer:
             return SentencePiece(path.read_bytes(), str(path), field)
         if path.suffix == ".txt":
             pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-            return WordPiece(_bert_backend(pieces), str(path), field)
+            return WordPiece(_bert_backend(pieces, _settings(path)), str(path), field)
         return WordPiece(tokenizers.Tokenizer.from_file(str(path)), str(path), field)
     except UserError:
         raise
@@ -242,13 +251,29 @@ def load_tokenizer(path: Path | str, field: str = FIELD) -> Tokenizer:
         raise UserError(field, f"{path} is no tokenizer ({str(error)[:100]})", mend) from error
 
 
-def _bert_backend(pieces: list[str]) -> tokenizers.Tokenizer:
-    """BERT's normalisation, words and template around a vocabulary."""
-    # A vocabulary that lowers all text could not use a capital letter.
-    cased = any(piece != piece.lower() for piece in pieces if not piece.startswith("["))
+def _settings(path: Path) -> dict[str, Any]:
+    """What transformers' tokenizer_config.json beside a vocab.txt says of it; empty without."""
+    path = path.with_name("tokenizer_config.json")
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _bert_backend(pieces: list[str], settings: Mapping[str, Any] | None = None) -> tokenizers.Tokenizer:
+    """BERT's normalisation, words and template around a vocabulary.
+
+    Args:
+        settings: `do_lower_case`, `strip_accents` and `tokenize_chinese_chars` as transformers' BertTokenizer has them.
+    """
+    settings = settings or {}
+    lowercase = settings.get("do_lower_case")
+    if lowercase is None:  # a vocabulary that lowers all text could not use a capital letter
+        lowercase = not any(piece != piece.lower() for piece in pieces if not piece.startswith("["))
     ids = {piece: i for i, piece in enumerate(pieces)}
     backend = tokenizers.Tokenizer(models.WordPiece(ids, unk_token=UNK, continuing_subword_prefix="##"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=not cased)
+    backend.normalizer = normalizers.BertNormalizer(
+        lowercase=lowercase,
+        strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+    )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
     if all(special in ids for special in SPECIALS):

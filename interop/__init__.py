@@ -1,1 +1,4 @@
-"""Foreign weights: Hugging Face folders in and out, without PyTorch or transformers. One file per family, key maps as tables."""
+"""Foreign weights: Hugging Face folders in and out, without PyTorch or transformers.
+
+One file a family, its key map a table.
+"""

@@ -1,4 +1,6 @@
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +163,51 @@ def test_vocab_txt_alone_gives_the_same_ids(tmp_path):
 def test_a_vocabulary_with_capitals_is_cased(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, "Fox", "fox", "é"]) + "\n", encoding="utf-8")
     assert pieces_of(load_tokenizer(tmp_path), "Fox fox é") == ["Fox", "fox", "é"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({}, ["fox", "cafe", "天", "天"]),
+        ({"do_lower_case": True}, ["fox", "cafe", "天", "天"]),
+        ({"do_lower_case": False}, ["[UNK]", "café", "天", "天"]),
+        ({"do_lower_case": None, "strip_accents": False}, ["fox", "café", "天", "天"]),
+        ({"do_lower_case": False, "strip_accents": True}, ["[UNK]", "cafe", "天", "天"]),
+        ({"tokenize_chinese_chars": False}, ["fox", "cafe", "天天"]),
+    ],
+)
+def test_the_settings_beside_a_vocab_txt_are_kept(tmp_path, settings, found):
+    pieces = [*SPECIALS, "fox", "cafe", "café", "天", "天天"]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = load_tokenizer(tmp_path)
+    assert pieces_of(tokenizer, "Fox café 天天") == found
+    assert pieces_of(tokenizer, "fox") == ["fox"]
+    tokenizer.save(tmp_path / "saved")  # what transformers' BertTokenizer reads
+    (tmp_path / "saved" / "tokenizer.json").unlink()
+    assert load_tokenizer(tmp_path / "saved").fingerprint == tokenizer.fingerprint
+
+
+def test_a_tokenizer_that_is_not_berts_is_not_called_berts(tmp_path):
+    make_tokenizer("wordpiece:150", Source(ENGLISH * 20), quiet).save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    about = json.loads(path.read_text(encoding="utf-8"))
+    for changed, name in (
+        (about, "BertTokenizer"),
+        (about | {"normalizer": about["normalizer"] | {"clean_text": False}}, "PreTrainedTokenizerFast"),
+        (about | {"normalizer": {"type": "Lowercase"}}, "PreTrainedTokenizerFast"),
+        (about | {"pre_tokenizer": {"type": "WhitespaceSplit"}}, "PreTrainedTokenizerFast"),
+        (about | {"model": about["model"] | {"max_input_chars_per_word": 20}}, "PreTrainedTokenizerFast"),
+    ):
+        path.write_text(json.dumps(changed), encoding="utf-8")
+        folder = tmp_path / "saved"
+        shutil.rmtree(folder, ignore_errors=True)
+        load_tokenizer(path).save(folder)
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        assert settings["tokenizer_class"] == name
+        assert "token_type_ids" in settings.get("model_input_names", ()) or name == "BertTokenizer"
+        assert (folder / "vocab.txt").exists() == (name == "BertTokenizer")
+        assert load_tokenizer(folder).fingerprint == load_tokenizer(path).fingerprint
 
 
 def test_specials_may_have_any_ids(tmp_path):

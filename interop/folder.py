@@ -1,0 +1,296 @@
+"""Hugging Face folders in and out: config.json, weights and tokenizer, without PyTorch or transformers."""
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+
+from data.tokenizer import Tokenizer, WordPiece, load_tokenizer
+from errors import UserError
+from interop.bert import BERT
+from interop.family import Family
+from interop.roformer import ROFORMER
+from interop.tensors import SINGLE, write_tensors
+from interop.weights import Weights
+from models import MODELS
+from models.layers import sinusoidal_positions
+
+FAMILIES = {family.model_type: family for family in (BERT, ROFORMER)}
+PROBLEMS = {  # problem_type -> our word
+    "single_label_classification": "multiclass",
+    "multi_label_classification": "multilabel",
+    "regression": "regression",
+}
+CLASSIFIES = "ForSequenceClassification"
+MOST_PADDING = 127  # rows of a word embedding beyond the pieces: as many as rounding up to 128 can give
+PADDED = ("embeddings/word/embedding", "mlm_head/bias")  # what has a row a piece
+
+
+@dataclasses.dataclass(frozen=True)
+class ForeignModel:
+    """What a folder holds, in our words.
+
+    Attributes:
+        folder: where it lies.
+        name: the family in models.MODELS.
+        model: the fields of that family's config that the folder decides.
+        tokenizer: the one whose ids the weights know.
+        labels: of a classification head, by id; empty if the folder names none, and for regression.
+        problem: `multiclass`, `multilabel` or `regression`; empty without a classification head.
+        heads: which heads the weights hold: `mlm`, `classification`.
+        params: float32 arrays by our path.
+        key_map: our path -> the tensor's name in the folder.
+        left_over: the names of the tensors that have no place in the family.
+    """
+
+    folder: Path
+    name: str
+    model: dict[str, Any]
+    tokenizer: Tokenizer
+    labels: tuple[str, ...]
+    problem: str
+    heads: tuple[str, ...]
+    params: dict[str, np.ndarray]
+    key_map: dict[str, str]
+    left_over: tuple[str, ...]
+
+
+def open_folder(folder: Path, field: str = "config.init_from") -> ForeignModel:
+    """Reads a folder that transformers saved, or one that is laid out like it.
+
+    Args:
+        field: the name of the flag or config field, for messages.
+
+    Raises:
+        UserError: the folder lacks something, holds a model that we do not compute exactly, or is broken.
+    """
+    folder = folder.expanduser()
+    config_path = folder / "config.json"
+    about = _read_json(config_path, field)
+    family = _family(about, config_path, field)
+    model = family.read_config(about, config_path, field)
+    tokenizer = _open_tokenizer(folder, about, family, field)
+    _check_vocabulary(tokenizer, model["vocab_size"], config_path, field)
+    weights = Weights(folder, family, field)
+
+    classifier = family.full_name("classifier/kernel")
+    classifies = classifier in weights.names and _is_for_texts(about, family, weights.names)
+    mlm = any(name.startswith("cls.predictions.") for name in weights.names)
+    heads = ("mlm",) * mlm + ("classification",) * classifies
+    model["pooler"] = family.full_name("pooler/kernel") in weights.names and bool(family.pooled & {"features", *heads})
+    labels = _read_labels(about, config_path, field) if classifies else ()
+    outputs = len(labels) or (sum(weights.stored(classifier).shape[:1]) if classifies else 0)
+    problem = _read_problem(about, outputs, config_path, field) if classifies else ""
+
+    weights.check_depth(model["num_layers"], config_path)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for head in heads or ("features",):
+        shapes |= family.shapes(model, head, outputs)
+    weights.check_shapes(shapes)
+    weights.check_copies(model)
+    return ForeignModel(
+        folder=folder,
+        name=family.name,
+        model=model,
+        tokenizer=tokenizer,
+        labels=() if problem == "regression" else labels,
+        problem=problem,
+        heads=heads,
+        params={path: weights.read(path, model["num_heads"]) for path in shapes},
+        key_map={path: weights.names[family.full_name(path)] for path in shapes},
+        left_over=weights.left_over(shapes),
+    )
+
+
+def export_folder(
+    target: Path,
+    *,
+    name: str,
+    model: Mapping[str, Any],
+    head: str,
+    params: Mapping[str, np.ndarray],
+    tokenizer: Tokenizer,
+    labels: Sequence[str] = (),
+    problem: str = "",
+    max_length: int = 0,
+) -> dict[str, str]:
+    """Writes a folder that transformers' AutoModel… and AutoTokenizer open: whole, or not at all.
+
+    The word embedding's rows beyond the tokenizer's pieces are cut. What transformers' class for the head has no place
+    for is left out: the pooler under `mlm`, and RoFormer's under all but `classification`. BertModel draws the pooler
+    that a `features` model may lack by chance, unless it is opened with `add_pooling_layer=False`.
+
+    Args:
+        target: absent, or an empty folder.
+        name: the family in models.MODELS.
+        model: all fields of its config, resolved; what is none of them is passed over.
+        head: `mlm`, `classification` or `features`.
+        params: arrays by our path; more than the head needs may be there.
+        labels: the names of the classification head's outputs; LABEL_0, LABEL_1 … without.
+        problem: `multiclass`, `multilabel` or `regression`, of a classification head.
+        max_length: the longest text in tokens that the tokenizer shall make; 0 for all positions.
+
+    Returns:
+        Our path -> the name of the tensor that was written.
+
+    Raises:
+        UserError: the target is taken or cannot be written, or transformers has no such model.
+    """
+    target = target.expanduser()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError("--to", f"{target} is there already", "Name a folder that is empty or not there yet.")
+    fields = [field.name for field in dataclasses.fields(MODELS[name].config)]
+    model = {field: model[field] for field in fields if field in model}
+    family = _exporter(name, model)
+    if not isinstance(tokenizer, WordPiece):
+        mend = "Train with config.data.tokenizer=wordpiece:N to export."
+        raise UserError("config.data.tokenizer", "transformers opens no SentencePiece model as BERT's tokenizer", mend)
+    pieces, outputs = tokenizer.vocab_size, params["classifier/bias"].size if head == "classification" else 0
+    model = {**model, "vocab_size": pieces, "pooler": "pooler/kernel" in params and head in family.pooled}
+    tensors, key_map = {}, {}
+    for path, shape in family.shapes(model, head, outputs).items():
+        array = np.asarray(params[path], np.float32)[: pieces if path in PADDED else None]
+        assert array.shape == shape, f"{path} is {array.shape}, not {shape}"
+        key_map[path] = family.full_name(path)
+        tensors[key_map[path]] = family.to_theirs(path, array, model["num_heads"])
+    if family.position_table:
+        head_size = model["hidden_size"] // model["num_heads"]
+        tensors[family.position_table] = sinusoidal_positions(model["max_positions"], head_size)
+    if head == "features":  # transformers writes a model without a head without the prefix
+        tensors = {full.removeprefix(family.backbone): tensor for full, tensor in tensors.items()}
+        key_map = {path: full.removeprefix(family.backbone) for path, full in key_map.items()}
+
+    about = {"architectures": [family.classes[head]], "model_type": family.model_type, **family.write_config(model)}
+    about |= {"pad_token_id": tokenizer.pad_id, "dtype": "float32"}
+    if head == "classification":
+        names = labels or [f"LABEL_{i}" for i in range(outputs)]
+        assert len(names) == outputs, f"{len(names)} labels for {outputs} outputs"
+        about["id2label"] = {str(i): label for i, label in enumerate(names)}
+        about["label2id"] = {label: i for i, label in enumerate(names)}
+        about["problem_type"] = {"": None, **{ours: theirs for theirs, ours in PROBLEMS.items()}}[problem]
+
+    def fill(folder: Path) -> None:
+        tokenizer.save(folder)
+        settings_path = folder / "tokenizer_config.json"
+        settings = json.loads(settings_path.read_text(encoding="utf-8"))
+        _write_json(settings_path, {**settings, "model_max_length": max_length or model["max_positions"]})
+        write_tensors(folder / SINGLE, tensors)
+        _write_json(folder / "config.json", about)
+
+    _write_whole(target, fill)
+    return key_map
+
+
+def _read_json(path: Path, field: str) -> dict[str, Any]:
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        mend = "Name a folder that a model was saved to, with config.json and model.safetensors."
+        raise UserError(field, f"{path} ({error.strerror})", mend) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(field, f"{path} is no JSON ({error})", "Mend it, or download it again.") from error
+    if not isinstance(about, dict):
+        raise UserError(field, f"{path} holds no JSON object", "Mend it, or download it again.")
+    return about
+
+
+def _family(about: Mapping[str, Any], path: Path, field: str) -> Family:
+    for family in FAMILIES.values():
+        if family.model_type == about.get("model_type"):
+            return family
+    value = f"{path}: model_type is {about.get('model_type')!r}"
+    raise UserError(field, value, f"Choose a model of type {', '.join(FAMILIES)}.")
+
+
+def _exporter(name: str, model: Mapping[str, Any]) -> Family:
+    """The family that a model of ours is written as."""
+    families = [family for family in FAMILIES.values() if family.name == name]
+    for option in ("norm", "position"):
+        families, before = [family for family in families if family.fixed[option] == model[option]], families
+        if not families:
+            known = " or ".join(dict.fromkeys(family.fixed[option] for family in before))
+            value = f"{model[option]!r}, for which transformers has no class"
+            raise UserError(f"config.model.{option}", value, f"Train with {option}={known} to export.")
+    return families[0]
+
+
+def _open_tokenizer(folder: Path, about: Mapping[str, Any], family: Family, field: str) -> Tokenizer:
+    """The folder's tokenizer, if it is one that we cut texts with as transformers does."""
+    settings_path = folder / "tokenizer_config.json"
+    settings = _read_json(settings_path, field) if settings_path.is_file() else {}
+    kind = str(settings.get("tokenizer_class") or about.get("tokenizer_class") or family.tokenizer)
+    mend = "Choose a model with BERT's tokenizer, or one with a tokenizer.json."
+    if kind.removesuffix("Fast") == "RoFormerTokenizer":  # its tokenizer.json leaves the cutting of words out
+        raise UserError(field, f"{folder} has a {kind}, which cuts words with jieba", mend)
+    tokenizer = load_tokenizer(folder, field)
+    if not (folder / "tokenizer.json").is_file() and (folder / "vocab.txt").is_file():
+        if kind.removesuffix("Fast") != "BertTokenizer":
+            raise UserError(field, f"{folder} has a {kind} and no tokenizer.json", mend)
+        added = settings.get("added_tokens_decoder")  # by id; most of them stand in vocab.txt as well
+        ids = [int(id) for id in added if id.isdecimal()] if isinstance(added, dict) else []
+        if (folder / "added_tokens.json").is_file() or max(ids, default=0) >= tokenizer.vocab_size:
+            value = f"{folder} has pieces that are not in its vocab.txt, and no tokenizer.json"
+            raise UserError(field, value, "Where transformers is, save its AutoTokenizer anew.")
+    return tokenizer
+
+
+def _check_vocabulary(tokenizer: Tokenizer, rows: int, config_path: Path, field: str) -> None:
+    if not 0 <= rows - tokenizer.vocab_size <= MOST_PADDING:
+        value = f"{config_path}: vocab_size is {rows:,}, but the tokenizer has {tokenizer.vocab_size:,} pieces"
+        raise UserError(field, value, "Use the tokenizer that was saved with the weights.")
+
+
+def _is_for_texts(about: Mapping[str, Any], family: Family, names: Mapping[str, str]) -> bool:
+    """Whether the classifier is of whole texts: heads for tokens and for choices go by the same name."""
+    architectures = about.get("architectures")
+    if isinstance(architectures, list) and architectures:
+        return any(str(architecture).endswith(CLASSIFIES) for architecture in architectures)
+    return family.full_name("pooler/kernel") in names
+
+
+def _read_labels(about: Mapping[str, Any], path: Path, field: str) -> tuple[str, ...]:
+    """The labels by id; none if config.json does not name them."""
+    named = about.get("id2label") or {}
+    try:
+        by_id = {int(id): str(label) for id, label in named.items()}
+    except (AttributeError, ValueError):
+        by_id = {-1: ""}
+    if set(by_id) != set(range(len(by_id))) or len(set(by_id.values())) != len(by_id):
+        mend = 'Mend it: {"0": "one label", "1": "another"}, without gaps and each label once.'
+        raise UserError(field, f"{path}: id2label is {str(named)[:100]}", mend)
+    return tuple(by_id[id] for id in range(len(by_id)))
+
+
+def _read_problem(about: Mapping[str, Any], outputs: int, path: Path, field: str) -> str:
+    kind = about.get("problem_type") or ("regression" if outputs == 1 else "single_label_classification")
+    for theirs, ours in PROBLEMS.items():
+        if theirs == kind:
+            return ours
+    raise UserError(field, f"{path}: problem_type is {kind!r}", f"Mend it: {', '.join(PROBLEMS)}.")
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_whole(target: Path, fill: Callable[[Path], None]) -> None:
+    """The folder `target`, filled by `fill(folder)`; under its own name only when all is written."""
+    scratch = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        folder = scratch / target.name  # the scratch folder itself is private
+        folder.mkdir()
+        fill(folder)
+        folder.replace(target)
+    except (OSError, SafetensorError) as error:
+        raise UserError("--to", f"{target} ({error})", "Name a folder that can be written, with room on it.") from error
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
