@@ -1,13 +1,15 @@
 """Evaluates a run on a split, or on other data, and writes DIR/eval/SPLIT.json.
 
-python eval.py --workdir=DIR [--checkpoint=last|STEP] [--split=valid|test] [--data=SOURCE]
+python eval.py --workdir=DIR [--checkpoint=last|best|STEP] [--split=valid|test] [--data=SOURCE]
 """
 
+import math
 from pathlib import Path
 
 from cli import environment  # isort: skip  # noqa: F401  (sets what JAX reads when it starts)
 
 import jax
+from PIL import Image
 
 import tasks
 from cli import commandline, workdir
@@ -38,19 +40,24 @@ def main(argv: list[str]) -> int:
     graphdef, params, model_state = parameters.split(model)
     state = sharding.put_replicated({"params": params, "model_state": model_state}, mesh)
     eval_step = jax.jit(
-        make_eval_step(parameters.functional(graphdef, task.loss)), out_shardings=sharding.replicated(mesh)
+        make_eval_step(parameters.functional(graphdef, task.evaluate)), out_shardings=sharding.replicated(mesh)
     )
-    sums = evaluate(eval_step, state, (sharding.put_batch(batch, mesh) for batch in eval_batches(rows, batch_size)))
+    sums, outputs = evaluate(
+        eval_step, state, (sharding.put_batch(batch, mesh) for batch in eval_batches(rows, batch_size))
+    )
 
     name = f"data-{fingerprint(flags['data'])[:8]}" if flags["data"] else flags["split"]
     source = flags["data"] or task.config.data[flags["split"]] or f"{task.config.data.train} (held out)"
-    values = task.metrics(sums)
-    result = {"step": step, "split": name, "source": source, **values, "weight": sums["weight"]}
+    values = task.metrics(sums, outputs)
+    numbers = {metric: value if math.isfinite(value) else None for metric, value in values.items()}
+    result = {"step": step, "split": name, "source": source, **numbers, **task.details(outputs)}
     target = folder / "eval" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
     workdir.write_json(target, result)
+    for picture, pixels in task.pictures(outputs).items():
+        Image.fromarray(pixels).save(target.parent / f"{name}.{picture}.png")
     for metric, value in values.items():
-        print(f"{metric:12} {value:.6g}")
+        print(f"{metric:20} {value:.6g}")
     print(f"written to {target}")
     return 0
 

@@ -1,6 +1,6 @@
 """Reads lines, writes one JSON object for each: what a trained run says of it.
 
-python predict.py --workdir=DIR [--checkpoint=last|STEP] [--input=FILE] [--output=FILE] [the task's own flags]
+python predict.py --workdir=DIR [--checkpoint=last|best|STEP] [--input=FILE] [--output=FILE] [the task's own flags]
 """
 
 import contextlib

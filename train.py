@@ -9,7 +9,8 @@ import json
 import signal
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from cli import environment  # isort: skip  (sets what JAX reads when it starts)
 
@@ -19,13 +20,26 @@ import numpy as np
 import tasks
 from cli import commandline, workdir
 from cli import config as configs
+from cli import origin as origins
 from data.pipeline import TrainBatches, eval_batches
 from errors import UserError
 from models import parameters
+from models.lora import Lora
 from training import optimizer as optimizers
 from training import sharding
+from training.best import Best
 from training.checkpoints import Checkpoints
 from training.logbook import Logbook
+from training.phases import (
+    ALL_ALIKE,
+    FREEZE,
+    Phase,
+    PhaseOptimizer,
+    enter_phase,
+    layerwise_decay,
+    make_phases,
+    phase_at,
+)
 from training.progress import Progress
 from training.step import NEVER, create_state, empty_totals, evaluate, make_eval_step, make_train_step
 from training.throughput import Meter, peak_flops
@@ -33,13 +47,14 @@ from training.throughput import Meter, peak_flops
 
 def main(argv: list[str]) -> int:
     started = time.perf_counter()
-    config, folder = configs.from_command_line(argv, __doc__ or "")
+    config, folder, given = configs.from_command_line(argv, __doc__ or "")
     _say(f"workdir: {folder}")
     workdir.check_place(folder)
 
-    # ---- What goes in, and what is learned from it.
+    # ---- What it begins with, what goes in, and what is learned from it.
+    origin = origins.open_origin(config, folder, given, _say)
     mesh = sharding.make_mesh(config.mesh.data, config.train.batch_size // config.train.accumulate)
-    task = tasks.TASKS[config.task].create(config, _say)
+    task = tasks.TASKS[config.task].create(config, _say, origin)
     workdir.check_experiment(folder, config)
     train_rows, valid_rows = task.rows("train"), task.rows("valid")
     configs.resolve_steps(config, train_rows.count)
@@ -50,29 +65,41 @@ def main(argv: list[str]) -> int:
 
     # ---- What is computed: the model, its optimizer, the state and where it lies.
     everywhere = sharding.replicated(mesh)
-    forward, fresh_state, train_step = assemble(config, task)
+    run = assemble(config, task)
+    best = Best(config.train.best_metric, config.train.patience)
+    best.check(task.metric_names())
 
-    # ---- Where the run stands: at its newest checkpoint, or at the start.
+    # ---- Where the run stands: at its newest checkpoint, at the weights of another, or at the start.
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.train.keep)
     saved = checkpoints.steps()
     if saved:
-        template = jax.eval_shape(fresh_state)
+        template = jax.eval_shape(lambda: run.fresh_state(phase_at(run.phases, saved[-1])))
         template = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=everywhere), template)
         state, position = checkpoints.restore(template, saved[-1])
+        best.set_state(position["best"])
         try:
-            batches.set_state(position)
+            batches.set_state(position["data"])
         except ValueError as error:
             mend = "Bring the data back as they were, or give another --workdir."
             raise UserError("config.data.train", "holds other rows than when the run was started", mend) from error
+    elif origin:
+        account = parameters.account(run.shapes, origin.weights, origins.FIELD)
     workdir.create(folder)
     if not saved:
-        state = jax.jit(fresh_state, out_shardings=everywhere)()
+        state = jax.jit(lambda: run.fresh_state(run.phases[0]), out_shardings=everywhere)()
+    if origin and not saved:
+        state["params"] = sharding.put_replicated(parameters.graft(state["params"], origin.weights), mesh)
     step = int(state["step"])
+    phase = phase_at(run.phases, step)
     count = parameters.count(state["params"])
     _say(f"{config.model.name}: {count:,} parameters · {jax.device_count()} × {jax.devices()[0].device_kind}")
-    _say(f"goes on at step {step}" if saved else "starts from scratch")
-    if step >= config.train.steps:
-        _say(f"nothing left to do: {step} of {config.train.steps} steps are done")
+    if saved:
+        _say(f"goes on at step {step}")
+    else:
+        _say(origins.describe(origin, account) if origin else "starts from scratch")
+    if step >= config.train.steps or best.exhausted:
+        stopped = f", stopped early: best {best.metric} {best.value:.4g} at step {best.step}" if best.exhausted else ""
+        _say(f"nothing left to do: {step} of {config.train.steps} steps are done{stopped}")
         return 0
 
     # ---- What the run writes down.
@@ -99,12 +126,21 @@ def main(argv: list[str]) -> int:
     every = config.train.histogram_every
     rows_here = config.train.batch_size // jax.process_count()
     batch = sharding.put_batch(train_rows.load(np.full(rows_here, -1), np.zeros(rows_here, int)), mesh)
-    empty = sharding.put_replicated(empty_totals(forward, state, batch, every), mesh)
-    compiling = time.perf_counter()
-    jitted = jax.jit(train_step, donate_argnums=0, out_shardings=everywhere)
-    compiled_step = jitted.lower(state, empty, batch).compile()
-    evaluate_batch = jax.jit(make_eval_step(forward), out_shardings=everywhere)
-    _say(f"compiled in {time.perf_counter() - compiling:.1f} s · {time.perf_counter() - started:.1f} s since the start")
+
+    def compile_step(phase: Phase) -> tuple[Any, Any]:
+        """The step of a phase, and the totals that it begins each interval with."""
+        begun = time.perf_counter()
+        empty = sharding.put_replicated(empty_totals(run.forward, state, batch, phase, every), mesh)
+        jitted = jax.jit(run.train_step(phase), donate_argnums=0, out_shardings=everywhere)
+        compiled = jitted.lower(state, empty, batch).compile()
+        trained = sum(leaf.size for path, leaf in parameters.flatten(state["params"]).items() if path in phase.rates)
+        what = "" if trained == count else f"trains {trained:,} of {count:,} parameters · "
+        now = time.perf_counter()
+        _say(f"{what}compiled in {now - begun:.1f} s · {now - started:.1f} s since the start")
+        return compiled, empty
+
+    compiled_step, empty = compile_step(phase)
+    evaluate_batch = jax.jit(make_eval_step(run.evaluate), out_shardings=everywhere)
 
     flops_per_row, peak = task.flops_per_row(), peak_flops(config.dtype)
     progress = Progress(step, config.train.steps, quiet=quiet)
@@ -132,27 +168,33 @@ def main(argv: list[str]) -> int:
         progress.train(step, values, (config.train.steps - step) * seconds / interval)
         return int(fetched["first_bad_step"])
 
-    def validate() -> None:
+    def validate() -> bool:
+        """Writes the record of an evaluation; returns whether it is the best so far."""
         limit = config.train.eval_batches
         held_out = eval_batches(valid_rows, config.train.batch_size, limit=limit, **hosts)
-        sums = evaluate(evaluate_batch, state, (sharding.put_batch(rows, mesh) for rows in held_out))
-        values = task.metrics(sums)
+        sums, outputs = evaluate(evaluate_batch, state, (sharding.put_batch(rows, mesh) for rows in held_out))
+        values = task.metrics(sums, outputs)
         logbook.scalars(step, "valid", values)
         progress.valid(step, values)
+        if not quiet:
+            for name, pixels in task.pictures(outputs).items():
+                logbook.picture(step, f"valid/{name}", pixels)
+        return best.update(step, values)
 
     # ---- The loop.
     totals, interval = empty, 0
     recent: dict[int, np.ndarray] = {}  # the rows of each step since the last log
     status, complaint = 0, ""
     meter.start()
-    while step < config.train.steps:
+    while step < config.train.steps and not best.exhausted:
         recent[step], arrays = next(batches)
         state, totals = compiled_step(state, totals, sharding.put_batch(arrays, mesh))
         step, interval = step + 1, interval + 1
         progress.advance()
         stopping = stop.number  # looked at once a step, so that what is said below was saved
         last = step == config.train.steps or stopping != 0
-        if last or step % config.train.log_every == 0:
+        evaluating = _due(step, config.train.eval_every) or step == config.train.steps
+        if last or evaluating or step == phase.end or _due(step, config.train.log_every):
             bad_step = log(totals, interval)
             if bad_step != NEVER:
                 records = train_rows.records(recent[bad_step]).tolist()
@@ -160,13 +202,18 @@ def main(argv: list[str]) -> int:
                 status = 3
                 break
             totals, interval, recent = empty, 0, {}
-        if last or _due(step, config.train.eval_every) or _due(step, config.train.checkpoint_every):
+        if last or evaluating or step == phase.end or _due(step, config.train.checkpoint_every):
             jax.block_until_ready(state)
             meter.stop()
-            if _due(step, config.train.eval_every) or step == config.train.steps:
-                validate()
-            if last or _due(step, config.train.checkpoint_every):
-                checkpoints.save(state, batches.get_state())
+            better = evaluating and validate()
+            if step == phase.end:
+                phase = phase_at(run.phases, step)
+                state = enter_phase(state, run.optimizer(phase))
+                progress.say(f"step {step:>6}/{config.train.steps} a new phase of config.optimizer.phases begins")
+                compiled_step, empty = compile_step(phase)
+                totals = empty
+            if last or better or best.exhausted or _due(step, config.train.checkpoint_every):
+                checkpoints.save(state, {"data": batches.get_state(), "best": best.get_state()}, best.step)
             meter.start()
         if stopping:
             complaint = f"stopped by signal {stopping} at step {step}, saved: the same command goes on from here"
@@ -179,16 +226,43 @@ def main(argv: list[str]) -> int:
     if complaint:
         print(complaint, file=sys.stderr, flush=True)
     else:
+        if best.exhausted:
+            _say(f"stopped early: {best.metric} has not got better for {best.waited} evaluations")
+        if best.metric:
+            _say(f"best {best.metric}: {best.value:.4g} at step {best.step}, kept: --checkpoint=best")
         _say(f"done in {time.perf_counter() - started:.0f} s: python eval.py --workdir={folder}")
     return status
 
 
-def assemble(config: Any, task: Any) -> tuple[Any, Any, Any]:
-    """The forward pass with its loss, what draws a fresh state, and the training step; nothing is computed."""
+class Run(NamedTuple):
+    """What is computed in a run, as functions; nothing has been computed yet.
+
+    Attributes:
+        forward: `(params, model_state, batch, key) -> (sums, model_state)`.
+        evaluate: the same for an evaluation, `-> ((sums, outputs), model_state)`.
+        shapes: of the parameters.
+        phases: what is trained from which step on.
+        optimizer, train_step, fresh_state: of a phase.
+    """
+
+    forward: Callable[..., Any]
+    evaluate: Callable[..., Any]
+    shapes: Any
+    phases: list[Phase]
+    optimizer: Callable[[Phase], PhaseOptimizer]
+    train_step: Callable[[Phase], Callable[..., Any]]
+    fresh_state: Callable[[Phase], Any]
+
+
+def assemble(config: Any, task: Any) -> Run:
+    """The model, its loss, the phases of the training and the optimizer, put together."""
+    key = jax.random.key(config.seed)
     graphdef, shapes, _ = parameters.structure(task.build)
-    forward = parameters.functional(graphdef, task.loss)
+    lora = Lora(**config.lora)
+    shapes = jax.eval_shape(lora.add, shapes, key)
+    forward = parameters.functional(graphdef, task.loss, lora)
     chosen = config.optimizer
-    optimizer = optimizers.make_optimizer(
+    core = optimizers.make_optimizer(
         chosen.name,
         shapes,
         b1=chosen.b1,
@@ -196,29 +270,48 @@ def assemble(config: Any, task: Any) -> tuple[Any, Any, Any]:
         epsilon=chosen.epsilon,
         weight_decay=chosen.weight_decay,
         decay_rules=chosen.decay_rules,
+        l1=chosen.l1,
     )
     schedule = optimizers.make_schedule(
         chosen.schedule,
         learning_rate=chosen.learning_rate,
-        warmup_steps=chosen.warmup_steps,
+        warmup_steps=chosen.warmup_steps or round(chosen.warmup_share * config.train.steps),
         steps=config.train.steps,
         final_share=chosen.final_share,
     )
+    trained = chosen.rules
+    if chosen.layer_decay != 1:
+        trained = layerwise_decay(config.model.num_layers, chosen.layer_decay)
+    elif lora.rank and trained == ALL_ALIKE:
+        trained = (("(embeddings|encoder)/.*", FREEZE), (".*", 1.0))
 
-    def fresh_state() -> Any:
-        params, model_state = parameters.initialize(task.build, jax.random.key(config.seed))
-        return create_state(params, model_state, optimizer)
+    def optimizer(phase: Phase) -> PhaseOptimizer:
+        return PhaseOptimizer(core, phase)
 
-    train_step = make_train_step(
-        forward,
-        optimizer,
-        schedule,
-        seed=config.seed,
-        clip_norm=chosen.clip_norm,
-        accumulate=config.train.accumulate,
-        histogram_every=config.train.histogram_every,
+    def train_step(phase: Phase) -> Callable[..., Any]:
+        return make_train_step(
+            forward,
+            optimizer(phase),
+            schedule,
+            seed=config.seed,
+            clip_norm=chosen.clip_norm,
+            accumulate=config.train.accumulate,
+            histogram_every=config.train.histogram_every,
+        )
+
+    def fresh_state(phase: Phase) -> Any:
+        params, model_state = parameters.initialize(task.build, key)
+        return create_state(lora.add(params, jax.random.fold_in(key, 1)), model_state, optimizer(phase))
+
+    return Run(
+        forward=forward,
+        evaluate=parameters.functional(graphdef, task.evaluate, lora),
+        shapes=shapes,
+        phases=make_phases(shapes, trained, chosen.phases),
+        optimizer=optimizer,
+        train_step=train_step,
+        fresh_state=fresh_state,
     )
-    return forward, fresh_state, train_step
 
 
 def _say(line: str) -> None:

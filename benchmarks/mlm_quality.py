@@ -42,9 +42,9 @@ def main(argv: list[str]) -> int:
     config.train.steps = int(TIMED_STEPS * flags["seconds"] / seconds)
     seconds, bare_and_state = _train(config, config.train.steps)
     bare, state = bare_and_state
-    forward, _, _ = train.assemble(config, bare.task)
+    run = train.assemble(config, bare.task)
     held_out = (bare.put(batch) for batch in eval_batches(bare.task.rows("valid"), config.train.batch_size))
-    values = bare.task.metrics(evaluate(jax.jit(make_eval_step(forward)), state, held_out))
+    values = bare.task.metrics(*evaluate(jax.jit(make_eval_step(run.evaluate)), state, held_out))
     result = {
         "benchmark": "mlm_quality",
         **flags,

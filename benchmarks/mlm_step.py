@@ -51,17 +51,23 @@ def prepare(config: ConfigDict) -> Bare:
     task = MaskedLM.create(config, lambda line: None)
     mesh = sharding.make_mesh(-1, config.train.batch_size)
     everywhere = sharding.replicated(mesh)
-    forward, fresh_state, train_step = train.assemble(config, task)
-    state = jax.jit(fresh_state, out_shardings=everywhere)()
+    run = train.assemble(config, task)
+    (phase,) = run.phases
+    state = jax.jit(lambda: run.fresh_state(phase), out_shardings=everywhere)()
     feed = TrainBatches(task.rows("train"), config.train.batch_size, seed=config.seed)
 
     def put(batch: Any) -> Any:
         return sharding.put_batch(batch, mesh)
 
     shapes = put(next(feed)[1])
-    totals = sharding.put_replicated(empty_totals(forward, state, shapes, config.train.histogram_every), mesh)
+    empty = empty_totals(run.forward, state, shapes, phase, config.train.histogram_every)
+    totals = sharding.put_replicated(empty, mesh)
     start = time.perf_counter()
-    step = jax.jit(train_step, donate_argnums=0, out_shardings=everywhere).lower(state, totals, shapes).compile()
+    step = (
+        jax.jit(run.train_step(phase), donate_argnums=0, out_shardings=everywhere)
+        .lower(state, totals, shapes)
+        .compile()
+    )
     return Bare(step, state, totals, feed, put, task, time.perf_counter() - start)
 
 

@@ -14,17 +14,19 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cli import commandline
+from configs import base
 from errors import UserError
 from models import MODELS
 from tasks import TASKS
+from training import phases
 from training.optimizer import OPTIMIZERS, SCHEDULES
 
 # What may differ between two starts of one run; see README.
 MAY_CHANGE = ("train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep")
 
 
-def from_command_line(argv: Sequence[str], usage: str) -> tuple[ConfigDict, Path]:
-    """The checked config and the workdir of `train.py`'s arguments."""
+def from_command_line(argv: Sequence[str], usage: str) -> tuple[ConfigDict, Path, set[str]]:
+    """The checked config and the workdir of `train.py`'s arguments, and the names that stand in them: `train.steps`."""
     flag_names = {"config": "", "workdir": ""}
     chosen = commandline.given(argv, "config")
     if not chosen:
@@ -40,7 +42,8 @@ def from_command_line(argv: Sequence[str], usage: str) -> tuple[ConfigDict, Path
             _set(config, name.removeprefix("config."), value)
     check(config)
     workdir = values["workdir"] or Path("runs") / "-".join(filter(None, (path.stem, variant)))
-    return config, Path(workdir)
+    given = {name for name in flatten(config) if commandline.given(argv, f"config.{name}")}
+    return config, Path(workdir), given
 
 
 def flatten(config: Any) -> dict[str, Any]:
@@ -61,7 +64,10 @@ def as_json(config: Any) -> dict[str, Any]:
 
 def differences(old: Any, new: Any) -> list[str]:
     """What keeps two configs from being the same run, as `train.batch_size 32 -> 64`."""
-    before, after = (flatten(as_json(config)) for config in (old, new))
+    # A run of before a key existed went by the key's default.
+    defaults = base.get_config()
+    defaults.model = {field.name: field.default for field in dataclasses.fields(MODELS[new.model.name].config)}
+    before, after = flatten(as_json(defaults)) | flatten(as_json(old)), flatten(as_json(new))
     return [
         f"{name} {before.get(name, '(none)')} -> {after.get(name, '(none)')}"
         for name in sorted(before.keys() | after.keys())
@@ -96,6 +102,7 @@ def check(config: ConfigDict) -> None:
         raise UserError("config.optimizer.final_share", "0 with schedule exponential", "Give a share above 0: 0.01.")
     if train.steps:
         resolve_steps(config, rows=0)
+    phases.check(config.optimizer.rules, config.optimizer.phases, config.optimizer.layer_decay)
 
 
 Range = tuple[Callable[[Any], bool], str]
@@ -120,17 +127,23 @@ RANGES: dict[str, Range] = {
     "data.document": _one_of("paragraph", "line", "file"),
     "data.holdout": _one_of("hash", "tail"),
     "data.holdout_share": ((lambda value: 0 < value < 1), "Give a share between 0 and 1, such as 0.05."),
+    "data.limit": _at_least(0),
     "data.seq_len": _at_least(8),
     "optimizer.name": _one_of(*OPTIMIZERS),
     "optimizer.learning_rate": _POSITIVE,
     "optimizer.schedule": _one_of(*SCHEDULES),
     "optimizer.warmup_steps": _at_least(0),
+    "optimizer.warmup_share": _SHARE,
     "optimizer.final_share": ((lambda value: 0 <= value <= 1), "Give a share from 0 to 1."),
     "optimizer.b1": _SHARE,
     "optimizer.b2": _SHARE,
     "optimizer.epsilon": _POSITIVE,
     "optimizer.weight_decay": _at_least(0),
+    "optimizer.l1": _at_least(0),
     "optimizer.clip_norm": _at_least(0),
+    "optimizer.layer_decay": ((lambda value: 0 < value <= 1), "Give a factor above 0, at most 1, such as 0.9."),
+    "lora.rank": _at_least(0),
+    "lora.alpha": _POSITIVE,
     "train.steps": _at_least(0),
     "train.epochs": _at_least(0),
     "train.batch_size": _at_least(1),
@@ -140,6 +153,7 @@ RANGES: dict[str, Range] = {
     "train.eval_batches": _at_least(0),
     "train.checkpoint_every": _at_least(0),
     "train.keep": _at_least(1),
+    "train.patience": _at_least(0),
     "train.histogram_every": _at_least(0),
     "mesh.data": ((lambda value: value == -1 or value > 0), "Give a number of devices, or -1 for all."),
 }

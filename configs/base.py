@@ -10,7 +10,10 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of the initial weights, the order, the masks and the dropout
-    config.task = ""  # mlm
+    config.task = ""  # mlm | classification
+    # Where the weights come from: a run's workdir, a Hugging Face folder, hf:NAME of the Hub, or empty: from zero. With
+    # a ? at the end: only if it is there.
+    config.init_from = ""
     config.dtype = "float32"  # of the computation: float32 | bfloat16; parameters and optimizer are float32
 
     config.model = ConfigDict()
@@ -21,6 +24,8 @@ def get_config() -> ConfigDict:
     config.data.valid = ""  # the same; empty: documents held out of the training source
     config.data.test = ""  # the same; for eval.py --split=test
     config.data.text = "text"  # the column of a jsonl, csv, tsv or tfds source that holds the text
+    config.data.label = "label"  # the column that holds the label, where the task has labels
+    config.data.limit = 0  # training documents that are used, chosen by chance; 0: all
     config.data.document = "paragraph"  # what a document is in a text source: paragraph | line | file
     config.data.holdout = "hash"  # which are held out: by hash of their content, or the tail
     config.data.holdout_share = 0.05
@@ -33,14 +38,25 @@ def get_config() -> ConfigDict:
     config.optimizer.name = "adamw"  # adamw | adam | sgd | rmsprop | lion | lamb | adafactor
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "linear"  # constant | linear | cosine | rsqrt | exponential
-    config.optimizer.warmup_steps = 0
+    config.optimizer.warmup_steps = 0  # or, if 0, …
+    config.optimizer.warmup_share = 0.0  # … this share of all steps
     config.optimizer.final_share = 0.0  # of the learning rate, where linear, cosine and exponential end
     config.optimizer.b1 = 0.9  # first moment; sgd's momentum
     config.optimizer.b2 = 0.98  # second moment
     config.optimizer.epsilon = 1e-6
     config.optimizer.weight_decay = 0.01  # decoupled; for adam, sgd and rmsprop L2 in the gradient
+    config.optimizer.l1 = 0.0  # factor of the sum of absolute values in the loss
     config.optimizer.decay_rules = ((".*/(bias|scale)", 0), (".*", 1))  # first match over parameter paths
     config.optimizer.clip_norm = 1.0  # largest global norm of the gradient; 0: no bound
+    # What is trained, first match over parameter paths: 'freeze', or a factor of the learning rate.
+    config.optimizer.rules = ((".*", 1.0),)
+    config.optimizer.phases = ()  # the same for stretches of the run: ((0, rules), (500, rules), …), by first step
+    config.optimizer.layer_decay = 1.0  # the rate times this for each layer further from the head
+
+    config.lora = ConfigDict()  # adapters: with them, embeddings and encoder are frozen unless rules are given
+    config.lora.rank = 0  # 0: none
+    config.lora.alpha = 16.0  # their product is scaled by alpha / rank
+    config.lora.kernels = "encoder/layers/[0-9]+/attention/(query|value)/kernel"  # the kernels that have adapters
 
     config.train = ConfigDict()
     config.train.steps = 0  # optimizer steps; or, if 0, …
@@ -52,6 +68,8 @@ def get_config() -> ConfigDict:
     config.train.eval_batches = 0  # how many batches an evaluation in training takes; 0: all
     config.train.checkpoint_every = 500  # 0: at the end alone
     config.train.keep = 1  # newest checkpoints that are kept
+    config.train.best_metric = ""  # of an evaluation, such as accuracy or loss; its best checkpoint is kept as well
+    config.train.patience = 0  # stop after so many evaluations without a better one; 0: never
     config.train.histogram_every = 500  # histograms of parameters and gradients in TensorBoard; 0: none
 
     config.mesh = ConfigDict()

@@ -6,7 +6,7 @@
 import dataclasses
 from typing import Any
 
-from models.bert import BertConfig, BertForMaskedLM
+from models.bert import BertConfig, BertFeatures, BertForMaskedLM, BertForSequenceClassification
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,5 +16,8 @@ class Family:
 
 
 MODELS = {
-    "bert": Family(BertConfig, {"mlm": BertForMaskedLM}),
+    "bert": Family(
+        BertConfig,
+        {"mlm": BertForMaskedLM, "classification": BertForSequenceClassification, "features": BertFeatures},
+    ),
 }

@@ -1,6 +1,7 @@
 """BERT (Devlin et al. 2018, arXiv:1810.04805): a post-norm Transformer encoder and its masked-language-model head.
 
-Equal to transformers' BertModel and BertForMaskedLM on the same weights; `norm` and `position` are there for ablations.
+Equal to transformers' BertModel, BertForMaskedLM and BertForSequenceClassification on the same weights; `norm` and
+`position` are there for ablations.
 """
 
 import dataclasses
@@ -22,10 +23,11 @@ class BertConfig(TransformerConfig):
     max_positions: int = 0  # rows of the position embedding; 0: config.data.seq_len
     type_vocab_size: int = 2
     pooler: bool = False  # a dense tanh layer on [CLS], for heads that read a whole text
+    num_labels: int = 0  # outputs of the classification head; 0: as many as the training labels need
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("vocab_size", "max_positions"):
+        for name in ("vocab_size", "max_positions", "num_labels"):
             if getattr(self, name) < 0:
                 raise UserError(
                     f"config.model.{name}", getattr(self, name), "Give a number above 0, or 0 to derive it."
@@ -76,16 +78,24 @@ class Bert(nnx.Module):
         width, stddev = config.hidden_size, config.initializer_range
         self.pooler = Linear(width, width, stddev=stddev, rngs=rngs) if config.pooler else None
 
-    def hidden_states(self, batch: Mapping[str, Array], key: Array | None = None) -> list[Array]:
-        """The embeddings and the output of each layer: num_layers + 1 arrays [batch, length, hidden]."""
+    def hidden_states(
+        self, batch: Mapping[str, Array], key: Array | None = None, places: Array | None = None
+    ) -> list[Array]:
+        """The embeddings and the output of each layer: num_layers + 1 arrays [batch, length, hidden].
+
+        Args:
+            places: [batch, asked]; the last array is then [batch, asked, hidden], of these places alone.
+        """
         keys = [None] * 2 if key is None else [jax.random.fold_in(key, i) for i in range(2)]
         x = self.embeddings(batch, self.dtype, keys[0])
-        return self.encoder(x, batch["segment_ids"], batch["positions"], keys[1])
+        return self.encoder(x, batch["segment_ids"], batch["positions"], keys[1], places)
 
-    def pooled(self, hidden: Array) -> Array:
-        """The pooled first token, [batch, hidden], of the last hidden state [batch, length, hidden]."""
+    def pooled(self, first: Array) -> Array:
+        """The pooled first tokens of texts, of their last hidden states; both [..., hidden]."""
         assert self.pooler is not None, "the config has pooler=False"
-        return jnp.tanh(self.pooler(hidden[:, 0]))
+        # Rotary models go by RoFormer's head, whose activation is the layers' own.
+        rotary = self.config.position == "rope"
+        return (ACTIVATIONS[self.config.activation] if rotary else jnp.tanh)(self.pooler(first))
 
 
 class BertForMaskedLM(Bert):
@@ -134,3 +144,27 @@ class MaskedLMHead(nnx.Module):
 
     def __call__(self, hidden: Array) -> Array:
         return self.norm(ACTIVATIONS[self.activation](self.transform(hidden)))
+
+
+class BertForSequenceClassification(Bert):
+    """The backbone with one linear map on the pooled first token of each text; a row may hold several texts."""
+
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: str = "float32"):
+        super().__init__(dataclasses.replace(config, pooler=True), rngs, dtype)
+        self.classifier = Linear(config.hidden_size, config.num_labels, stddev=config.initializer_range, rngs=rngs)
+
+    def __call__(self, batch: Mapping[str, Array], first_positions: Array, key: Array | None = None) -> Array:
+        """Logits [batch, texts, num_labels], float32, of the texts that begin at `first_positions` [batch, texts]."""
+        keys = [None] * 2 if key is None else [jax.random.fold_in(key, i) for i in range(2)]
+        first = self.hidden_states(batch, keys[0], first_positions)[-1]
+        return self.classifier(dropout(self.pooled(first), self.config.dropout, keys[1])).astype(jnp.float32)
+
+    @staticmethod
+    def flops(config: BertConfig, length: int, texts: int) -> int:
+        """Floating-point operations of the matrix products of one forward pass over one row."""
+        head = config.hidden_size**2 + config.hidden_size * config.num_labels
+        return encoder_flops(config, length, texts) + 2 * texts * head
+
+
+class BertFeatures(Bert):
+    """The backbone alone, for embeddings of texts."""

@@ -4,11 +4,14 @@ Outside of a module, parameters are plain dicts whose keys are all strings, so t
 `encoder/layers/3/attention/query/kernel`: in rules, checkpoints, tables and imports. Checkpoints hold no Flax type.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
+
+from errors import UserError
+from models.lora import Lora
 
 nnx.set_graph_mode(False)
 
@@ -53,12 +56,55 @@ def _string_keys(tree: Any) -> Any:
     return {str(key): _string_keys(value) for key, value in tree.items()}
 
 
-def functional(graphdef: nnx.GraphDef, loss: Callable[..., Any]) -> Callable[..., tuple[Any, Tree]]:
+def functional(
+    graphdef: nnx.GraphDef, loss: Callable[..., Any], lora: Lora | None = None
+) -> Callable[..., tuple[Any, Tree]]:
     """`loss(model, batch, key)` as a pure function `(params, model_state, batch, key) -> (its value, model_state)`."""
 
     def forward(params: Tree, model_state: Tree, batch: Any, key: jax.Array | None) -> tuple[Any, Tree]:
-        model = nnx.merge(graphdef, params, model_state)
+        model = nnx.merge(graphdef, lora.merge(params) if lora else params, model_state)
         value = loss(model, batch, key)
         return value, _string_keys(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
     return forward
+
+
+def flatten(params: Tree) -> dict[str, Any]:
+    """The leaves by path."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+
+
+class Account(NamedTuple):
+    """What becomes of weights that come from elsewhere: paths that are loaded, that begin anew, that find no place."""
+
+    loaded: list[str]
+    new: list[str]
+    left_over: list[str]
+
+
+def account(params: Tree, weights: Mapping[str, Any], field: str) -> Account:
+    """Which of `weights`, by path, have a place in `params`; shapes will do for both.
+
+    Raises:
+        UserError: a weight has another shape than its place, or none has one.
+    """
+    places = flatten(params)
+    loaded = [path for path in places if path in weights]
+    for path in loaded:
+        if places[path].shape != weights[path].shape:
+            there, here = list(weights[path].shape), list(places[path].shape)
+            raise UserError(field, f"{path} is {there} there and {here} in this run", "Make the configs agree.")
+    if not loaded:
+        raise UserError(field, "holds no parameter of this model", "Choose another model or other weights.")
+    new = [path for path in places if path not in weights]
+    return Account(loaded, new, [path for path in weights if path not in places])
+
+
+def graft(params: Tree, weights: Mapping[str, Any]) -> Tree:
+    """The tree with those leaves replaced that `weights` has, by path."""
+    paths = list(flatten(params))
+    leaves = [weights.get(path, leaf) for path, leaf in zip(paths, jax.tree.leaves(params), strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)

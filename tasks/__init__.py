@@ -1,7 +1,8 @@
 """What is learned: one file per kind of problem, with its features, loss, metrics and predictions.
 
 A task is a class with what `tasks.mlm.MaskedLM` has: `create` and `restore`, `save`, `build`, `rows`, `loss`,
-`metrics`, `flops_per_row`, `Options` and `predict`. `TASKS` is the registry of the names that `config.task` may have.
+`evaluate`, `metrics`, `metric_names`, `details`, `pictures`, `flops_per_row`, `Options` and `predict`. `TASKS` is the
+registry of the names that `config.task` may have.
 """
 
 import json
@@ -9,16 +10,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
 from errors import UserError
 from models import parameters
+from models.lora import Lora
+from tasks.classification import Classification
+from tasks.features import Features
 from tasks.mlm import MaskedLM
 from training.checkpoints import Checkpoints
 
-TASKS = {
+TASKS: dict[str, Any] = {
     "mlm": MaskedLM,
+    "classification": Classification,
+    "features": Features,
 }
 
 
@@ -29,32 +36,41 @@ def restore(
 
     Args:
         workdir: the run's folder.
-        checkpoint: `last`, or a step.
+        checkpoint: `last`, `best` by the run's `train.best_metric`, or a step.
 
     Raises:
         UserError: the folder holds no run, no such checkpoint, or one that the run's config does not fit.
     """
     workdir = Path(workdir)
     config = read_config(workdir)
+    step = checkpoint_step(workdir, checkpoint)
     task = TASKS[config.task].restore(config, workdir, log)
     graphdef, params, model_state = parameters.structure(task.build)
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    step = checkpoint_step(workdir, checkpoint)
-    params, model_state = checkpoints.restore_params(step, {"params": params, "model_state": model_state})
-    return task, nnx.merge(graphdef, params, model_state)
+    lora = Lora(**config.get("lora", {}))
+    template = {"params": jax.eval_shape(lora.add, params, jax.random.key(0)), "model_state": model_state}
+    params, model_state = Checkpoints(workdir / "checkpoints").restore_params(step, template)
+    return task, nnx.merge(graphdef, lora.merge(params), model_state)
 
 
 def checkpoint_step(workdir: str | Path, checkpoint: str = "last") -> int:
-    """The step that `last` or a number stands for; UserError if the run has no such checkpoint."""
-    steps = Checkpoints(Path(workdir) / "checkpoints").steps()
+    """The step that `last`, `best` or a number stands for; UserError if the run has no such checkpoint."""
+    checkpoints = Checkpoints(Path(workdir) / "checkpoints")
+    steps = checkpoints.steps()
     if not steps:
         raise UserError(
             str(workdir), "has no whole checkpoint", "Train it first: python train.py --config=… --workdir=…"
         )
     if checkpoint == "last":
         return steps[-1]
+    if checkpoint == "best":
+        best = checkpoints.position(steps[-1]).get("best", {}).get("step", -1)
+        if best not in steps:
+            mend = "Give last or a step; a run keeps its best one if it has config.train.best_metric."
+            raise UserError("--checkpoint", "best, but the run follows no metric", mend)
+        return best
     if not checkpoint.isdigit() or int(checkpoint) not in steps:
-        raise UserError("--checkpoint", repr(checkpoint), f"Give last or a step of {', '.join(map(str, steps))}.")
+        mend = f"Give last, best or a step of {', '.join(map(str, steps))}."
+        raise UserError("--checkpoint", repr(checkpoint), mend)
     return int(checkpoint)
 
 

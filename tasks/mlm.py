@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,12 +15,9 @@ from data.corpus import tokenize_corpus
 from data.masking import Masking, mask_batch
 from data.packing import gather_rows, pack
 from data.pipeline import Batch, Rows
-from data.sources import Source, open_source, split_holdout
-from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
 from errors import UserError
-from models import MODELS
+from tasks.text import TextTask, open_split
 
-Log = Callable[[str], None]
 EVAL_SEED = 0  # the masks of an evaluation are the same in every run, so that runs can be compared
 
 
@@ -33,68 +29,23 @@ class FillMaskOptions:
     batch_size: int = 32  # lines that are computed together
 
 
-class MaskedLM:
-    """Owns the tokenizer, makes the rows and the model, and says what loss, metrics and predictions are.
-
-    Args:
-        config: the run's config; what follows from the data is resolved in it: `model.vocab_size`,
-            `model.max_positions`, `data.vocabulary_hash`.
-    """
+class MaskedLM(TextTask):
+    """Makes masked rows, and says what loss, metrics and predictions are."""
 
     Options = FillMaskOptions
 
-    def __init__(self, config: Any, tokenizer: Tokenizer, log: Log = print):
-        self.config = config
-        self.tokenizer = tokenizer
-        self._log = log
-        _check(config)
-        config.data.vocabulary_hash = tokenizer.vocabulary_hash
-        model = config.model
-        fits = -(-tokenizer.vocab_size // 64) * 64
-        model.vocab_size = model.vocab_size or fits
-        if model.vocab_size < tokenizer.vocab_size:
-            mend = f"The tokenizer has {tokenizer.vocab_size} pieces: give at least as many, or 0."
-            raise UserError("config.model.vocab_size", model.vocab_size, mend)
-        model.max_positions = model.max_positions or config.data.seq_len
-        if model.max_positions < config.data.seq_len:
-            mend = f"config.data.seq_len is {config.data.seq_len}: give at least as many, or 0."
-            raise UserError("config.model.max_positions", model.max_positions, mend)
-        family = MODELS[model.name]
-        self.model_config = family.config(**{k: v for k, v in model.items() if k != "name"})
-        self._head = family.heads["mlm"]
-        for name, value in dataclasses.asdict(self.model_config).items():
-            model[name] = value
-
-    @classmethod
-    def create(cls, config: Any, log: Log) -> "MaskedLM":
-        """For a new run: the tokenizer is loaded, or trained on the training split alone."""
-        _check(config)
-        train, _ = _open_splits(config)
-        return cls(config, make_tokenizer(config.data.tokenizer, train, log), log)
-
-    @classmethod
-    def restore(cls, config: Any, folder: Path, log: Log) -> "MaskedLM":
-        """For a run that is there: the tokenizer that was saved with it in `folder`."""
-        tokenizer = load_tokenizer(folder / "tokenizer")
-        if tokenizer.vocabulary_hash != config.data.vocabulary_hash:
-            value = "is not the tokenizer that the run was trained with"
-            raise UserError(str(folder / "tokenizer"), value, "Put the run's own tokenizer back.")
-        return cls(config, tokenizer, log)
-
-    def save(self, folder: Path) -> None:
-        """Writes what `restore` reads."""
-        self.tokenizer.save(folder / "tokenizer")
-
-    def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        return self._head(self.model_config, rngs, self.config.dtype)
+    @staticmethod
+    def check(config: Any) -> None:
+        for name in ("mask_rate", "eval_mask_rate"):
+            if not 0 < config.data[name] < 1:
+                raise UserError(f"config.data.{name}", config.data[name], "Give a share between 0 and 1, such as 0.15.")
 
     # ---- rows
 
     def rows(self, split: str, source: str = "") -> Rows:
         """The packed and masked rows of `train`, `valid`, `test`, or of another source, masked as in an evaluation."""
         data = self.config.data
-        opened = _open(data, source, "--data") if source else _split(self.config, split)
-        corpus = tokenize_corpus(opened, self.tokenizer, self._log)
+        corpus = tokenize_corpus(open_split(self.config, split, source), self.tokenizer, self.log)
         packing = pack(corpus.offsets, data.seq_len)
         training = split == "train" and not source
         masking = Masking(
@@ -142,16 +93,25 @@ class MaskedLM:
             "examples": batch["segment_ids"].max(-1).sum().astype(jnp.float32),
         }
 
-    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def evaluate(
+        self, model: Any, batch: Mapping[str, jax.Array], key: None = None
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """The sums of an evaluation's batch; nothing is kept of each token."""
+        return self.loss(model, batch, key), {}
+
+    def metrics(self, sums: Mapping[str, float], outputs: Any = None) -> dict[str, float]:
         """Mean cross-entropy, its exponential, and the share of hidden tokens that were named."""
         weight = max(sums["weight"], 1.0)
         loss = sums["loss"] / weight
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "accuracy": sums["correct"] / weight}
 
+    def metric_names(self) -> list[str]:
+        return ["loss", "perplexity", "accuracy"]
+
     def flops_per_row(self) -> int:
         """Floating-point operations of the matrix products that a training row needs: forward, and twice that back."""
         data = self.config.data
-        return 3 * self._head.flops(self.model_config, data.seq_len, math.ceil(data.mask_rate * data.seq_len))
+        return 3 * self.head.flops(self.model_config, data.seq_len, math.ceil(data.mask_rate * data.seq_len))
 
     # ---- predictions
 
@@ -209,30 +169,3 @@ class MaskedLM:
             if len(encoded[i]) > length - 2:
                 result["cut_tokens"] = len(encoded[i]) - (length - 2)
             yield result
-
-
-def _check(config: Any) -> None:
-    for name in ("mask_rate", "eval_mask_rate"):
-        if not 0 < config.data[name] < 1:
-            raise UserError(f"config.data.{name}", config.data[name], "Give a share between 0 and 1, such as 0.15.")
-
-
-def _open(data: Any, spec: str, field: str) -> Source:
-    return open_source(spec, text=data.text, document=data.document, field=field)
-
-
-def _open_splits(config: Any) -> tuple[Source, Source]:
-    """The training and the validation documents; the latter held out of the former where no source is named."""
-    data = config.data
-    train = _open(data, data.train, "config.data.train")
-    if data.valid:
-        return train, _open(data, data.valid, "config.data.valid")
-    return split_holdout(train, data.holdout, data.holdout_share)
-
-
-def _split(config: Any, split: str) -> Source:
-    if split == "test":
-        if not config.data.test:
-            raise UserError("--split", "test, but the run has no config.data.test", "Give --data=SOURCE instead.")
-        return _open(config.data, config.data.test, "config.data.test")
-    return dict(zip(("train", "valid"), _open_splits(config), strict=True))[split]

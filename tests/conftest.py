@@ -64,3 +64,13 @@ def command() -> Callable[..., subprocess.CompletedProcess]:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory) -> Path:
+    """A csv file, `text` and `label`, of 240 sentences; the label follows from the verb."""
+    watching = ("sees", "finds", "remembers", "follows", "guards")
+    rows = [f'"{text}",{"watcher" if text.split()[3] in watching else "builder"}' for text in sentences(3, 240)]
+    path = tmp_path_factory.mktemp("labelled") / "labelled.csv"
+    path.write_text("text,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    return path

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("cli", "configs", "data", "evaluation", "interop", "models", "tasks", "training", "benchmarks")
-COMMANDS = ("train", "eval", "predict")
+COMMANDS = ("train", "eval", "predict", "convert")
 
 # What each room may import of the project itself; errors.py is open to every room.
 INSIDE = {
@@ -19,10 +19,11 @@ INSIDE = {
     "interop": {"interop", "models", "data"},
     "training": {"training"},
     "tasks": {"tasks", "models", "data", "evaluation"},
-    "cli": {"cli", "tasks", "models", "data", "interop", "training"},
+    "cli": {"cli", "configs", "tasks", "models", "data", "interop", "training"},
     "train": {"cli", "tasks", "models", "data", "training"},
     "eval": {"cli", "tasks", "models", "data", "training", "evaluation"},
     "predict": {"cli", "tasks"},
+    "convert": {"cli", "configs", "tasks", "models", "data", "interop", "training"},
     "benchmarks": {"benchmarks", "train", "cli", "configs", "tasks", "models", "data", "training", "evaluation"},
 }
 # `tasks.restore` is what a notebook starts from, and a run's parameters lie in its checkpoint: the one door.

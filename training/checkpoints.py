@@ -1,10 +1,11 @@
 """Checkpoints through orbax: asynchronous, whole or absent. The only room that knows orbax.
 
-One is a folder `DIR/checkpoints/STEP` with two items: `state`, plain nested dicts of arrays, and `position`, opaque
-JSON that says where in the data the run stands.
+One is a folder `DIR/checkpoints/STEP` with two items: `state`, plain nested dicts of arrays, and `position`, JSON that
+says where the run stands: in its data, and which of its evaluations was the best.
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,28 @@ class Checkpoints:
 
     Args:
         folder: where they lie; made at the first save.
-        keep: how many of the newest are kept.
+        keep: how many of the newest are kept, beside the best one.
     """
 
     def __init__(self, folder: Path, keep: int = 1):
         self.folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=False, cleanup_tmp_directories=True, enable_async_checkpointing=True
+        self._preserved = _Preserved(keep)
+        self._options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._preserved,
+            create=False,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
         )
-        self._options = options
         self._manager: ocp.CheckpointManager | None = None
 
-    def save(self, state: Any, position: Any) -> None:
-        """Starts to save; the state is copied first, so that it may be donated while the write goes on."""
+    def save(self, state: Any, position: Any, best: int = -1) -> None:
+        """Starts to save; the state is copied first, so that it may be donated while the write goes on.
+
+        Args:
+            best: a step whose checkpoint is kept however old it is, this one's perhaps; -1 for none.
+        """
         step = int(state["step"])
+        self._preserved.best = best
         self.folder.mkdir(parents=True, exist_ok=True)
         if step in self.steps():
             return
@@ -83,6 +92,10 @@ class Checkpoints:
         ]
         return sorted(int(path.name) for path in found)
 
+    def position(self, step: int) -> Any:
+        """What was saved beside the state of a step: small, and read without it."""
+        return self._open().restore(step, args=ocp.args.Composite(position=ocp.args.JsonRestore()))["position"]
+
     def wait(self) -> None:
         """Returns when the save that is under way is on the disk; raises what went wrong with it."""
         if self._manager is not None:
@@ -121,6 +134,17 @@ class Checkpoints:
                     f"{path} is {one} there and {other} in this run",
                     "Use another --workdir.",
                 )
+
+
+class _Preserved:
+    """Orbax asks it after each save which checkpoints stay."""
+
+    def __init__(self, keep: int):
+        self.keep, self.best = keep, -1
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        newest = len(checkpoints) - self.keep
+        return [i >= newest or checkpoint.step == self.best for i, checkpoint in enumerate(checkpoints)]
 
 
 def _handlers() -> dict[str, Any]:

@@ -47,6 +47,12 @@ class Logbook:
             return
         self._writer.add_text(tag, text, step)
 
+    def picture(self, step: int, tag: str, pixels: np.ndarray) -> None:
+        """An image, uint8 [height, width, 3]."""
+        if self._quiet:
+            return
+        self._writer.add_image(tag, pixels, step, dataformats="HWC")
+
     def histograms(self, step: int, tag: str, tree: Any) -> None:
         """The counts that the compiled step made of each leaf, under `tag/PATH`."""
         if self._quiet:

@@ -23,20 +23,37 @@ SCHEDULES = ("constant", "linear", "cosine", "rsqrt", "exponential")
 
 
 def make_optimizer(
-    name: str, params: Any, *, b1: float, b2: float, epsilon: float, weight_decay: float, decay_rules: rules.Rules
+    name: str,
+    params: Any,
+    *,
+    b1: float,
+    b2: float,
+    epsilon: float,
+    weight_decay: float,
+    decay_rules: rules.Rules,
+    l1: float = 0.0,
 ) -> optax.GradientTransformation:
-    """A transformation from gradients to descent directions of learning rate 1.
+    """A transformation from gradients to descent directions of learning rate 1, for any part of the tree `params`.
 
     Args:
         name: one of OPTIMIZERS. `sgd` uses `b1` as its momentum, `rmsprop` `b2` as its averaging.
-        params: the tree that is trained, for the decay mask.
-        decay_rules: first-match rules; each value multiplies `weight_decay` and is 0 or 1.
+        params: the tree of all parameters, for the decay mask.
+        decay_rules: first-match rules; each value, 0 or 1, says whether a parameter has `weight_decay` and `l1`.
+        l1: the factor of the sum of absolute values that is added to the loss.
     """
     multipliers = rules.match(decay_rules, params, "config.optimizer.decay_rules")
-    for path, value in zip(rules.paths(params), jax.tree.leaves(multipliers), strict=True):
+    decays = dict(zip(rules.paths(params), jax.tree.leaves(multipliers), strict=True))
+    for path, value in decays.items():
         if value not in (0, 1):
             raise UserError("config.optimizer.decay_rules", f"{value!r} for {path}", "Give 1 (decays) or 0 (does not).")
-    mask = jax.tree.map(bool, multipliers)
+
+    def mask(part: Any) -> Any:
+        return rules.map_paths(lambda path, _: bool(decays[path]), part)
+
+    def add_signs(gradients: Any, part: Any) -> Any:
+        return jax.tree.map(lambda g, p, m: g + l1 * jnp.sign(p) if m else g, gradients, part, mask(part))
+
+    lasso = [optax.stateless(add_signs)] if l1 else []
     decay = optax.add_decayed_weights(weight_decay, mask) if weight_decay else optax.identity()
     cores = {
         "sgd": lambda: [optax.trace(decay=b1)],
@@ -53,10 +70,10 @@ def make_optimizer(
     }
     core = cores[name]()
     if name in COUPLED:
-        return optax.chain(decay, *core)
+        return optax.chain(*lasso, decay, *core)
     if name == "lamb":  # the trust ratio is taken of the direction with its decay
-        return optax.chain(*core, decay, optax.scale_by_trust_ratio())
-    return optax.chain(*core, decay)
+        return optax.chain(*lasso, *core, decay, optax.scale_by_trust_ratio())
+    return optax.chain(*lasso, *core, decay)
 
 
 def make_schedule(

@@ -4,7 +4,7 @@ A rule is `(pattern, value)`; the pattern must match the whole path (`re.fullmat
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -42,6 +42,34 @@ def match(rules: Rules, tree: Any, field: str) -> Any:
             raise UserError(field, f"no rule covers the parameter {name}", "End the rules with one for '.*'.")
         values.append(decided[0])
     return jax.tree.unflatten(jax.tree.structure(tree), values)
+
+
+def map_paths(function: Callable[[str, Any], Any], tree: Any) -> Any:
+    """`function(path, leaf)` in the place of every leaf."""
+    return jax.tree.unflatten(
+        jax.tree.structure(tree), [function(*pair) for pair in zip(paths(tree), jax.tree.leaves(tree), strict=True)]
+    )
+
+
+def partition(tree: dict[str, Any], key_of: Callable[[str], str]) -> dict[str, Any]:
+    """One tree of nested dicts for each key that `key_of(path)` gives, without the branches it has no leaf in."""
+    parts: dict[str, Any] = {}
+    for path, leaf in zip(paths(tree), jax.tree.leaves(tree), strict=True):
+        *branches, last = path.split("/")
+        branch = parts.setdefault(key_of(path), {})
+        for name in branches:
+            branch = branch.setdefault(name, {})
+        branch[last] = leaf
+    return parts
+
+
+def join(*trees: dict[str, Any]) -> dict[str, Any]:
+    """The trees that `partition` gave, as one again."""
+    joined: dict[str, Any] = {}
+    for tree in trees:
+        for name, branch in tree.items():
+            joined[name] = join(joined.get(name, {}), branch) if isinstance(branch, dict) else branch
+    return joined
 
 
 def _compile(rule: Any, field: str) -> tuple[re.Pattern[str], Any]:

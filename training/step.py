@@ -10,7 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+
+from training import rules
+from training.phases import Phase, PhaseOptimizer
 
 Tree = Any
 Sums = dict[str, jax.Array]
@@ -21,7 +25,7 @@ HISTOGRAM_BINS = 64
 NEVER = -1
 
 
-def create_state(params: Tree, model_state: Tree, optimizer: optax.GradientTransformation) -> Tree:
+def create_state(params: Tree, model_state: Tree, optimizer: PhaseOptimizer) -> Tree:
     """The training state: all that a checkpoint must hold beside the data position."""
     state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
     return state | ({"model_state": model_state} if model_state else {})
@@ -29,7 +33,7 @@ def create_state(params: Tree, model_state: Tree, optimizer: optax.GradientTrans
 
 def make_train_step(
     forward: Forward,
-    optimizer: optax.GradientTransformation,
+    optimizer: PhaseOptimizer,
     schedule: Callable[[jax.Array], jax.Array],
     *,
     seed: int,
@@ -40,6 +44,7 @@ def make_train_step(
     """`step(state, totals, batch) -> (state, totals)`, to be jitted with the state donated.
 
     A step whose loss or gradient is not finite leaves parameters and optimizer as they were; `totals` tells of it.
+    What the optimizer's phase freezes is a constant of the step: it passes through, and nothing is computed for it.
 
     Args:
         clip_norm: the largest global norm of the gradient; 0 for no bound.
@@ -50,7 +55,13 @@ def make_train_step(
     def step(state: Tree, totals: Tree, batch: Tree) -> tuple[Tree, Tree]:
         params, number = state["params"], state["step"]
         key = jax.random.fold_in(jax.random.key(seed), number)
-        gradients, sums, model_state = _gradients(forward, params, state.get("model_state", {}), batch, key, accumulate)
+        trained, frozen = optimizer.phase.split(params)
+
+        def forward_trained(trained: Tree, *arguments: Any) -> tuple[Sums, Tree]:
+            return forward(rules.join(*trained.values(), frozen), *arguments)
+
+        model_state = state.get("model_state", {})
+        gradients, sums, model_state = _gradients(forward_trained, trained, model_state, batch, key, accumulate)
 
         weight = jnp.where(sums["weight"] > 0, sums["weight"], 1.0)
         norm = optax.tree.norm(gradients) / weight
@@ -59,14 +70,14 @@ def make_train_step(
         gradients = jax.tree.map(lambda g: g * (scale / weight), gradients)
 
         rate = jnp.asarray(schedule(number), jnp.float32)
-        directions, opt_state = optimizer.update(gradients, state["opt_state"], params)
-        updated = jax.tree.map(lambda p, d: p - rate * d, params, directions)
+        directions, opt_state = optimizer.update(gradients, state["opt_state"], trained)
+        updated = jax.tree.map(lambda p, d: p - rate * d, trained, directions)
 
         def if_finite(new: Tree, old: Tree) -> Tree:
             return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
         new_state = {
-            "params": if_finite(updated, params),
+            "params": rules.join(*if_finite(updated, trained).values(), frozen),
             "opt_state": if_finite(opt_state, state["opt_state"]),
             "step": number + 1,
         }
@@ -82,17 +93,15 @@ def make_train_step(
             "parameter_norm": optax.tree.norm(new_state["params"]),
         }
         if histogram_every:
-            new_totals["histograms"] = jax.lax.cond(
-                (number + 1) % histogram_every == 0,
-                lambda: {"parameters": _histograms(new_state["params"]), "gradients": _histograms(gradients)},
-                lambda: totals["histograms"],
-            )
+            drawn = {"parameters": new_state["params"], "gradients": rules.join(*gradients.values())}
+            due = (number + 1) % histogram_every == 0
+            new_totals["histograms"] = jax.lax.cond(due, lambda: _histograms(drawn), lambda: totals["histograms"])
         return new_state, new_totals
 
     return step
 
 
-def empty_totals(forward: Forward, state: Tree, batch: Tree, histogram_every: int = 0) -> Tree:
+def empty_totals(forward: Forward, state: Tree, batch: Tree, phase: Phase, histogram_every: int = 0) -> Tree:
     """The totals before the first step of an interval, on the host; `batch` and `state` give shapes alone."""
     sums, _ = jax.eval_shape(forward, state["params"], state.get("model_state", {}), batch, jax.random.key(0))
     totals = {
@@ -102,21 +111,25 @@ def empty_totals(forward: Forward, state: Tree, batch: Tree, histogram_every: in
     }
     totals |= {name: jnp.zeros(()) for name in ("learning_rate", "gradient_norm", "parameter_norm")}
     if histogram_every:
-        counted = jax.eval_shape(_histograms, state["params"])
-        empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), counted)
-        totals["histograms"] = {"parameters": empty, "gradients": empty}
+        trained = rules.join(*phase.split(state["params"])[0].values())
+        counted = jax.eval_shape(_histograms, {"parameters": state["params"], "gradients": trained})
+        totals["histograms"] = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), counted)
     return totals
 
 
-def make_eval_step(forward: Forward) -> Callable[[Tree, Tree], Sums]:
-    """`evaluate(state, batch) -> sums`, without dropout."""
+def make_eval_step(forward: Callable[..., tuple[Any, Tree]]) -> Callable[[Tree, Tree], tuple[Sums, Tree]]:
+    """`evaluate(state, batch) -> (sums, outputs)`, without dropout; `forward` is a task's `evaluate`, as a function."""
     return lambda state, batch: forward(state["params"], state.get("model_state", {}), batch, None)[0]
 
 
-def evaluate(eval_step: Callable[[Tree, Tree], Sums], state: Tree, batches: Iterable[Tree]) -> dict[str, float]:
-    """The sums over all batches, added on the host in double precision; nothing else of a batch is kept."""
+def evaluate(
+    eval_step: Callable[[Tree, Tree], tuple[Sums, Tree]], state: Tree, batches: Iterable[Tree]
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """The sums over all batches, added on the host in double precision, and their outputs, one behind the other."""
     per_batch = jax.device_get([eval_step(state, batch) for batch in batches])
-    return {name: math.fsum(float(sums[name]) for sums in per_batch) for name in per_batch[0]}
+    sums = {name: math.fsum(float(sums[name]) for sums, _ in per_batch) for name in per_batch[0][0]}
+    outputs = {name: np.concatenate([outputs[name] for _, outputs in per_batch]) for name in per_batch[0][1]}
+    return sums, outputs
 
 
 def _gradients(

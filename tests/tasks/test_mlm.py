@@ -37,13 +37,13 @@ def test_the_sizes_that_follow_from_the_data_are_resolved_into_the_config(task):
 def test_every_variant_takes_a_step_that_keeps_shapes_and_float32_parameters(corpus, variant):
     """By shapes alone, nothing is computed; base computes in bfloat16."""
     words = ["train.py", f"--config=configs/bert_mlm.py:{variant}", f"--config.data.train=text:{corpus}"]
-    config, _ = configs.from_command_line([*words, "--config.data.tokenizer=wordpiece:128"], "")
+    config, _, _ = configs.from_command_line([*words, "--config.data.tokenizer=wordpiece:128"], "")
     task = MaskedLM.create(config, lambda line: None)
-    forward, fresh_state, train_step = train.assemble(config, task)
-    state = jax.eval_shape(fresh_state)
+    run = train.assemble(config, task)
+    state = jax.eval_shape(lambda: run.fresh_state(run.phases[0]))
     batch = task.rows("train").load(np.arange(2), np.zeros(2, int))
-    totals = empty_totals(forward, state, batch, config.train.histogram_every)
-    stepped, counted = jax.eval_shape(train_step, state, totals, batch)
+    totals = empty_totals(run.forward, state, batch, run.phases[0], config.train.histogram_every)
+    stepped, counted = jax.eval_shape(run.train_step(run.phases[0]), state, totals, batch)
 
     def kinds(tree):
         return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
@@ -118,10 +118,10 @@ def test_rows_without_a_hidden_token_weigh_nothing(task, model):
 
 def test_an_evaluation_does_not_depend_on_the_batch_size(task, model):
     graphdef, params, model_state = parameters.split(model)
-    step = jax.jit(make_eval_step(parameters.functional(graphdef, task.loss)))
+    step = jax.jit(make_eval_step(parameters.functional(graphdef, task.evaluate)))
     state = {"params": params, "model_state": model_state}
     rows = task.rows("valid")
-    results = [evaluate(step, state, eval_batches(rows, size)) for size in (3, 8)]
+    results = [evaluate(step, state, eval_batches(rows, size))[0] for size in (3, 8)]
     assert results[0] == pytest.approx(results[1], rel=1e-5)
 
 

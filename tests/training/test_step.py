@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from training.phases import PhaseOptimizer, make_phases
 from training.step import NEVER, create_state, empty_totals, evaluate, make_eval_step, make_train_step
 
 PARAMS = {"kernel": jnp.linspace(-1.0, 1.0, 6).reshape(3, 2), "bias": jnp.zeros(2)}
@@ -15,6 +16,12 @@ def forward(params, model_state, batch, key):
     return {"loss": (batch["weight"][:, None] * error**2).sum(), "weight": batch["weight"].sum()}, model_state
 
 
+def over_all(core, params=None):
+    """The transformation over all parameters, as one phase."""
+    (phase,) = make_phases(params or PARAMS, ((".*", 1.0),))
+    return PhaseOptimizer(core, phase)
+
+
 def batch(rows=8, seed=0):
     draw = np.random.default_rng(seed)
     arrays = {"x": draw.normal(size=(rows, 3)), "y": draw.normal(size=(rows, 2)), "weight": draw.uniform(0, 3, rows)}
@@ -22,13 +29,13 @@ def batch(rows=8, seed=0):
 
 
 def run(batches, **settings):
-    optimizer = optax.scale_by_adam()
+    optimizer = over_all(optax.scale_by_adam())
     histogram_every = settings.get("histogram_every", 0)
     traced = []
     train_step = make_train_step(forward, optimizer, lambda step: 0.1, seed=0, **settings)
     step = jax.jit(lambda *arguments: traced.append(1) or train_step(*arguments))
     state = create_state(PARAMS, {}, optimizer)
-    totals = empty_totals(forward, state, batches[0], histogram_every)
+    totals = empty_totals(forward, state, batches[0], optimizer.phase, histogram_every)
     for rows in batches:
         state, totals = step(state, totals, rows)
     assert len(traced) == 1, "one compilation for all steps"
@@ -59,13 +66,13 @@ def test_accumulated_gradients_equal_the_full_batch_whatever_the_weights(accumul
 
 
 def test_clipping_bounds_the_global_norm_and_keeps_the_direction():
-    optimizer = optax.identity()
+    optimizer = over_all(optax.identity())
     rows = batch()
     updates = []
     for clip_norm in (0.0, 0.01):
         step = make_train_step(forward, optimizer, lambda step: 1.0, seed=0, clip_norm=clip_norm)
         state = create_state(PARAMS, {}, optimizer)
-        new, _ = step(state, empty_totals(forward, state, rows), rows)
+        new, _ = step(state, empty_totals(forward, state, rows, optimizer.phase), rows)
         updates.append(
             np.concatenate(
                 [np.ravel(a - b) for a, b in zip(*map(jax.tree.leaves, (PARAMS, new["params"])), strict=True)]
@@ -102,10 +109,10 @@ def test_the_first_of_several_bad_steps_is_named():
 def test_a_batch_of_weight_zero_changes_nothing_and_is_no_division_by_zero():
     empty = batch()
     empty["weight"] = jnp.zeros(8)
-    optimizer = optax.identity()
+    optimizer = over_all(optax.identity())
     step = make_train_step(forward, optimizer, lambda step: 1.0, seed=0)
     state = create_state(PARAMS, {}, optimizer)
-    new, totals = step(state, empty_totals(forward, state, empty), empty)
+    new, totals = step(state, empty_totals(forward, state, empty, optimizer.phase), empty)
     np.testing.assert_array_equal(new["params"]["kernel"], PARAMS["kernel"])
     assert int(totals["first_bad_step"]) == NEVER
 
@@ -124,11 +131,18 @@ def test_histograms_count_every_parameter_at_their_step_and_stay_until_the_next(
     np.testing.assert_array_equal(np.asarray(counted["counts"]), np.bincount(bins.ravel(), minlength=64))
 
 
-def test_an_evaluation_in_several_batches_gives_the_sums_of_one():
+def test_an_evaluation_in_several_batches_gives_the_sums_and_outputs_of_one():
     rows = batch(rows=12)
     state = {"params": PARAMS}
-    step = make_eval_step(forward)
-    whole = evaluate(step, state, [rows])
+
+    def with_outputs(params, model_state, batch, key):
+        sums, model_state = forward(params, model_state, batch, key)
+        return (sums, {"guess": batch["x"] @ params["kernel"]}), model_state
+
+    step = make_eval_step(with_outputs)
+    whole, outputs = evaluate(step, state, [rows])
     thirds = [{name: x[i : i + 4] for name, x in rows.items()} for i in (0, 4, 8)]
-    parts = evaluate(step, state, thirds)
+    parts, parted = evaluate(step, state, thirds)
     assert parts == pytest.approx(whole, rel=1e-6)
+    np.testing.assert_allclose(outputs["guess"], np.asarray(rows["x"] @ PARAMS["kernel"]), rtol=1e-6)
+    np.testing.assert_allclose(parted["guess"], outputs["guess"], rtol=1e-6)

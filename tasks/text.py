@@ -1,0 +1,119 @@
+"""What every task on texts has: a tokenizer, splits of a source, and a model whose sizes follow from both."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from data.sources import Source, open_source, sample, split_holdout
+from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
+from errors import UserError
+from models import MODELS
+
+Log = Callable[[str], None]
+
+
+class TextTask:
+    """Owns the tokenizer and builds the model.
+
+    Args:
+        config: the run's config; what follows from the data is resolved in it: `model.vocab_size`,
+            `model.max_positions`, `data.vocabulary_hash`.
+    """
+
+    def __init__(self, config: Any, tokenizer: Tokenizer, log: Log = print):
+        self.config = config
+        self.tokenizer = tokenizer
+        self.log = log
+        config.data.vocabulary_hash = tokenizer.vocabulary_hash
+        model = config.model
+        model.vocab_size = model.vocab_size or -(-tokenizer.vocab_size // 64) * 64
+        if model.vocab_size < tokenizer.vocab_size:
+            mend = f"The tokenizer has {tokenizer.vocab_size} pieces: give at least as many, or 0."
+            raise UserError("config.model.vocab_size", model.vocab_size, mend)
+        model.max_positions = model.max_positions or config.data.seq_len
+        if model.max_positions < config.data.seq_len:
+            mend = f"config.data.seq_len is {config.data.seq_len}: give at least as many, or 0."
+            raise UserError("config.model.max_positions", model.max_positions, mend)
+        family = MODELS[model.name]
+        if config.task not in family.heads:
+            value = f"{model.name} has no head for config.task={config.task}"
+            raise UserError("config.model.name", value, f"It has heads for {', '.join(family.heads)}.")
+        self.model_config = family.config(**{k: v for k, v in model.items() if k != "name"})
+        self.head = family.heads[config.task]
+        for name, value in dataclasses.asdict(self.model_config).items():
+            model[name] = value
+
+    @classmethod
+    def create(cls, config: Any, log: Log, origin: Any = None) -> Any:
+        """For a new run. The tokenizer is that of `origin`, the weights it begins with, or is loaded, or is trained on
+        the training split alone.
+        """
+        cls.check(config)
+        if origin is not None:
+            return cls(config, origin.tokenizer, log)
+        train, _ = open_splits(config)
+        return cls(config, make_tokenizer(config.data.tokenizer, train, log), log)
+
+    @classmethod
+    def restore(cls, config: Any, folder: Path, log: Log) -> Any:
+        """For a run that is there: the tokenizer that was saved with it in `folder`."""
+        tokenizer = load_tokenizer(folder / "tokenizer")
+        if tokenizer.vocabulary_hash != config.data.vocabulary_hash:
+            value = "is not the tokenizer that the run was trained with"
+            raise UserError(str(folder / "tokenizer"), value, "Put the run's own tokenizer back.")
+        return cls(config, tokenizer, log)
+
+    @staticmethod
+    def check(config: Any) -> None:
+        """Raises UserError for a wrong value of the task's own keys."""
+
+    def save(self, folder: Path) -> None:
+        """Writes what `restore` reads beside the config."""
+        self.tokenizer.save(folder / "tokenizer")
+
+    def build(self, rngs: nnx.Rngs) -> nnx.Module:
+        return self.head(self.model_config, rngs, self.config.dtype)
+
+    def details(self, outputs: Any) -> dict[str, Any]:
+        """What an evaluation says beside its metrics, as JSON."""
+        return {}
+
+    def pictures(self, outputs: Any) -> dict[str, np.ndarray]:
+        """Pictures of what an evaluation gave, by name: pixels, uint8 [height, width, 3]."""
+        return {}
+
+
+def open_splits(config: Any, text: str = "") -> tuple[Source, Source]:
+    """The training and the validation documents; the latter held out of the former where no source is named.
+
+    Args:
+        text: the column of the text, where it is not that of `config.data.text`.
+    """
+    data = config.data
+    train = open_text(config, data.train, "config.data.train", text)
+    if data.valid:
+        valid = open_text(config, data.valid, "config.data.valid", text)
+    else:
+        first = open_text(config, data.train, "config.data.train") if text else None
+        train, valid = split_holdout(train, data.holdout, data.holdout_share, by=first)
+    return sample(train, data.get("limit", 0)), valid
+
+
+def open_split(config: Any, split: str, source: str = "", text: str = "") -> Source:
+    """The documents of `train`, `valid` or `test`, or of another source."""
+    if source:
+        return open_text(config, source, "--data", text)
+    if split == "test":
+        if not config.data.test:
+            raise UserError("--split", "test, but the run has no config.data.test", "Give --data=SOURCE instead.")
+        return open_text(config, config.data.test, "config.data.test", text)
+    return dict(zip(("train", "valid"), open_splits(config, text), strict=True))[split]
+
+
+def open_text(config: Any, spec: str, field: str, text: str = "") -> Source:
+    data = config.data
+    return open_source(spec, text=text or data.text, document=data.document, field=field)
