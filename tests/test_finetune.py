@@ -43,7 +43,7 @@ def finetune(pretrained, labelled, tmp_path) -> list[str]:
         f"--workdir={tmp_path / 'run'}",
         f"--config.init_from={pretrained}",
         f"--config.data.train=csv:{labelled}",
-        "--config.optimizer.schedule=constant",  # with it more steps are no other program: one compilation for many tests
+        "--config.optimizer.schedule=constant",  # so that more steps are no other program: few compilations
         "--config.optimizer.warmup_share=0",
     ]
 

@@ -1,0 +1,192 @@
+"""Takes weights in from Hugging Face folders, gives them back, and proves that the two are the same.
+
+python convert.py import --from=FOLDER --workdir=DIR            FOLDER, or hf:NAME of the Hub; makes a run at step 0
+python convert.py export --workdir=DIR --to=FOLDER [--checkpoint=last|best|STEP]
+python convert.py verify --workdir=DIR --with=FOLDER [--checkpoint=last|best|STEP]
+"""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cli import environment  # isort: skip  # noqa: F401  (sets what JAX reads when it starts)
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import tasks
+from cli import commandline, workdir
+from cli import config as configs
+from cli.origin import find_folder
+from configs import base, bert_classify, bert_mlm
+from errors import UserError
+from interop.folder import ForeignModel, export_folder, open_folder
+from models import parameters
+from tasks.lines import line_batches
+from training.best import Best
+from training.checkpoints import Checkpoints
+
+FLAGS: dict[str, dict[str, Any]] = {
+    "import": {"from": "", "workdir": ""},
+    "export": {"workdir": "", "to": "", "checkpoint": "last"},
+    "verify": {"workdir": "", "with": "", "checkpoint": "last"},
+}
+CLOSE = 1e-4  # the largest difference of outputs that verify lets pass
+TEXTS = ("The quick brown fox jumps over the lazy dog.", "Übermorgen: 37 °C, 敏捷的棕色狐狸 — or so they say…")
+
+
+def main(argv: list[str]) -> int:
+    verb = argv[1] if len(argv) > 1 else ""
+    if verb not in FLAGS:
+        if verb.lstrip("-").startswith("h"):
+            print((__doc__ or "").strip())
+            return 0
+        near = difflib.get_close_matches(verb, FLAGS, n=1) or ["import"]
+        raise UserError("convert.py", repr(verb), f"Did you mean {near[0]}? Give import, export or verify first.")
+    flags = commandline.parse(argv[1:], FLAGS[verb], __doc__ or "")
+    for name, value in flags.items():
+        if not value:
+            raise UserError(f"--{name}", "is missing", f"Give it: --{name}=…")
+    return {"import": _import, "export": _export, "verify": _verify}[verb](flags)
+
+
+def _import(flags: Mapping[str, Any]) -> int:
+    folder = Path(flags["workdir"])
+    workdir.check_place(folder)
+    if (folder / "config.json").is_file():
+        raise UserError("--workdir", f"{folder} holds a run already", "Give another folder.")
+    found = open_folder(find_folder(flags["from"], "--from"), "--from")
+    config = _config_of(found, flags["from"])
+    task = tasks.TASKS[config.task](config, found.tokenizer)
+    _, shapes, _ = parameters.structure(task.build)
+    account = parameters.account(shapes, found.params, "--from")
+    for path in account.loaded:
+        print(f"loaded     {path} {list(found.params[path].shape)} from {found.key_map[path]}")
+    for path in account.new:
+        print(f"new        {path}: the folder has none, it is drawn anew")
+    for name in (*account.left_over, *found.left_over):
+        print(f"left over  {name}")
+
+    drawn, _ = parameters.initialize(task.build, jax.random.key(config.seed))
+    params = parameters.graft(drawn, {path: jnp.asarray(weight) for path, weight in found.params.items()})
+    workdir.create(folder)
+    workdir.write_json(folder / "config.json", configs.as_json(config))
+    task.save(folder)
+    facts = {"parameters": parameters.count(params), "fingerprints": {"tokenizer": found.tokenizer.fingerprint}}
+    workdir.write_json(folder / "run.json", workdir.describe_start(folder, 0, facts))
+    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints.save({"params": params, "step": jnp.zeros((), jnp.int32)}, {"data": None, "best": Best().get_state()})
+    checkpoints.close()
+    print(f"{parameters.count(params):,} parameters, a run of task {config.task} at step 0: {folder}")
+    return 0
+
+
+def _config_of(found: ForeignModel, name: str) -> Any:
+    """The config of a run with these weights and with the head that they have."""
+    if "classification" in found.heads:
+        config = bert_classify.get_config("base")
+        config.data.problem, config.data.labels = found.problem, found.labels
+        config.model.num_labels = found.params["classifier/bias"].size
+    elif "mlm" in found.heads:
+        config = bert_mlm.get_config("base")
+    else:
+        config = base.get_config()
+        config.task = "features"
+    config.init_from = name
+    config.data.tokenizer = name
+    config.data.seq_len = found.model["max_positions"]
+    for field, value in {"name": found.name, **found.model}.items():
+        config.model[field] = value
+    return config
+
+
+def _export(flags: Mapping[str, Any]) -> int:
+    task, model = tasks.restore(flags["workdir"], flags["checkpoint"])
+    config = task.config
+    params = {path: np.asarray(leaf) for path, leaf in parameters.flatten(parameters.split(model)[1]).items()}
+    labels, problem = tuple(config.data.get("labels", ())), config.data.get("problem", "")
+    if (
+        problem == "regression"
+    ):  # whose head speaks of targets of mean 0 and deviation 1: let it speak in the user's units
+        params["classifier/kernel"] = params["classifier/kernel"] * np.float32(config.data.target_scale)
+        scaled = params["classifier/bias"] * np.float32(config.data.target_scale)
+        params["classifier/bias"] = scaled + np.float32(config.data.target_mean)
+    key_map = export_folder(
+        Path(flags["to"]),
+        name=config.model.name,
+        model=config.model.to_dict(),
+        head=config.task,
+        params=params,
+        tokenizer=task.tokenizer,
+        labels=labels,
+        problem=problem,
+        max_length=config.data.seq_len,
+    )
+    for path, name in key_map.items():
+        print(f"written  {path} as {name}")
+    print(f"{len(key_map)} parameters of task {config.task}, with the tokenizer: {flags['to']}")
+    return 0
+
+
+def _verify(flags: Mapping[str, Any]) -> int:
+    task, model = tasks.restore(flags["workdir"], flags["checkpoint"])
+    found = open_folder(find_folder(flags["with"], "--with"), "--with")
+    ours = parameters.flatten(parameters.split(model)[1])
+    size = task.tokenizer.vocab_size
+    differing = []
+    for path in sorted(ours.keys() | found.params.keys()):
+        if path not in found.params or path not in ours:
+            differing.append(path)
+            print(f"{'missing there' if path in ours else 'unused':14} {path}")
+            continue
+        mine, theirs = np.asarray(ours[path]), found.params[path]
+        if path.endswith("word/embedding") or path == "mlm_head/bias":
+            mine, theirs = mine[:size], theirs[:size]  # what is behind the tokenizer's pieces is padding
+        if mine.shape != theirs.shape:
+            differing.append(path)
+            print(f"{'other shape':14} {path} {list(mine.shape)} here, {list(theirs.shape)} there")
+        else:
+            print(f"{np.abs(mine - theirs).max():<14.2e} {path} {list(mine.shape)} = {found.key_map[path]}")
+    if found.tokenizer.vocabulary_hash != task.tokenizer.vocabulary_hash:
+        raise UserError("--with", f"{flags['with']} has another tokenizer than the run", "Export the run anew.")
+
+    config = _config_of(found, flags["with"])
+    config.data.seq_len = task.config.data.seq_len
+    other = tasks.TASKS[config.task](config, found.tokenizer)
+    graphdef, shapes, _ = parameters.structure(other.build)
+    there = nnx.merge(graphdef, parameters.graft(shapes, found.params), {})
+    worst = 0.0
+    for name, mine in _outputs(task, model).items():
+        said = _outputs(other, there).get(name)
+        if said is not None and said.shape == mine.shape:
+            difference = float(np.abs(mine - said).max())
+            worst = max(worst, difference)
+            print(f"{difference:<14.2e} outputs: {name} {list(mine.shape)}")
+    if worst > CLOSE or differing:
+        value = f"is not the run's: outputs differ by up to {worst:.2e}, {len(differing)} parameters do not fit"
+        mend = "Export the run anew, or name the folder that it came from."
+        raise UserError("--with", f"{flags['with']} {value}", mend)
+    print(f"the same: outputs differ by {worst:.2e} at most, over {len(found.params)} parameters")
+    return 0
+
+
+def _outputs(task: Any, model: Any) -> dict[str, np.ndarray]:
+    """What the model says of the built-in texts: all hidden states, and the head's numbers."""
+    _, batch, _ = next(line_batches(task, iter(TEXTS), len(TEXTS), "head"))
+    outputs = {"hidden states": jnp.stack(model.hidden_states(batch))}
+    everywhere = jnp.asarray(batch["positions"])
+    size = task.tokenizer.vocab_size
+    if task.config.task == "mlm":
+        outputs["logits"] = model(batch, everywhere, size)[..., :size]
+    if task.config.task == "classification":
+        logits = model(batch, everywhere[:, :1])
+        data = task.config.data
+        outputs["logits"] = logits * data.target_scale + data.target_mean
+    return {name: np.asarray(array, np.float32) for name, array in outputs.items()}
+
+
+if __name__ == "__main__":
+    commandline.run(main)
