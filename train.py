@@ -16,6 +16,7 @@ from cli import environment  # isort: skip  (sets what JAX reads when it starts)
 
 import jax
 import numpy as np
+import optax
 
 import tasks
 from cli import commandline, workdir
@@ -140,6 +141,7 @@ def main(argv: list[str]) -> int:
         return compiled, empty
 
     compiled_step, empty = compile_step(phase)
+    parameter_norm = jax.jit(optax.tree.norm)  # not in the step: a pass over all parameters that only a log needs
     evaluate_batch = jax.jit(make_eval_step(run.evaluate), out_shardings=everywhere)
 
     flops_per_row, peak = task.flops_per_row(), peak_flops(config.dtype)
@@ -153,7 +155,8 @@ def main(argv: list[str]) -> int:
         sums = {name: float(value) for name, value in fetched["sums"].items()}
         seconds = meter.lap()
         values = task.metrics(sums)
-        values |= {name: float(fetched[name]) for name in ("learning_rate", "gradient_norm", "parameter_norm")}
+        values |= {name: float(fetched[name]) for name in ("learning_rate", "gradient_norm")}
+        values["parameter_norm"] = float(parameter_norm(state["params"]))
         values["tokens_per_second"] = sums["tokens"] / seconds
         values["examples_per_second"] = sums["examples"] / seconds
         # Padding is no useful work: the share of real tokens counts.

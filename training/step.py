@@ -90,7 +90,6 @@ def make_train_step(
             "first_bad_step": jnp.where(finite | (totals["first_bad_step"] != NEVER), totals["first_bad_step"], number),
             "learning_rate": rate,
             "gradient_norm": norm,
-            "parameter_norm": optax.tree.norm(new_state["params"]),
         }
         if histogram_every:
             drawn = {"parameters": new_state["params"], "gradients": rules.join(*gradients.values())}
@@ -109,7 +108,7 @@ def empty_totals(forward: Forward, state: Tree, batch: Tree, phase: Phase, histo
         "bad_steps": jnp.zeros((), jnp.int32),
         "first_bad_step": jnp.full((), NEVER, jnp.int32),
     }
-    totals |= {name: jnp.zeros(()) for name in ("learning_rate", "gradient_norm", "parameter_norm")}
+    totals |= {name: jnp.zeros(()) for name in ("learning_rate", "gradient_norm")}
     if histogram_every:
         trained = rules.join(*phase.split(state["params"])[0].values())
         counted = jax.eval_shape(_histograms, {"parameters": state["params"], "gradients": trained})
