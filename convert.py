@@ -95,8 +95,8 @@ def _config_of(found: ForeignModel, name: str) -> Any:
     else:
         config = base.get_config()
         config.task = "features"
-    config.init_from = name
-    config.data.tokenizer = name
+    config.init_from = config.data.tokenizer = name
+    config.dtype = "float32"
     config.data.seq_len = found.model["max_positions"]
     for field, value in {"name": found.name, **found.model}.items():
         config.model[field] = value
@@ -134,7 +134,8 @@ def _export(flags: Mapping[str, Any]) -> int:
 def _verify(flags: Mapping[str, Any]) -> int:
     task, model = tasks.restore(flags["workdir"], flags["checkpoint"])
     found = open_folder(find_folder(flags["with"], "--with"), "--with")
-    ours = parameters.flatten(parameters.split(model)[1])
+    params = parameters.split(model)[1]
+    ours = parameters.flatten(params)
     size = task.tokenizer.vocab_size
     differing = []
     for path in sorted(ours.keys() | found.params.keys()):
@@ -158,8 +159,10 @@ def _verify(flags: Mapping[str, Any]) -> int:
     other = tasks.TASKS[config.task](config, found.tokenizer)
     graphdef, shapes, _ = parameters.structure(other.build)
     there = nnx.merge(graphdef, parameters.graft(shapes, found.params), {})
+    task.config.dtype = "float32"  # whatever the run computes in
+    here = nnx.merge(parameters.structure(task.build)[0], params, {})
     worst = 0.0
-    for name, mine in _outputs(task, model).items():
+    for name, mine in _outputs(task, here).items():
         said = _outputs(other, there).get(name)
         if said is not None and said.shape == mine.shape:
             difference = float(np.abs(mine - said).max())

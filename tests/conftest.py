@@ -74,3 +74,28 @@ def labelled(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("labelled") / "labelled.csv"
     path.write_text("text,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def pretrained(corpus, tmp_path_factory) -> Path:
+    """A pretraining run of a very small model."""
+    import train
+
+    workdir = tmp_path_factory.mktemp("pretrained") / "mlm"
+    words = ["train.py", "--config=configs/bert_mlm.py:smoke", f"--workdir={workdir}"]
+    assert train.main([*words, f"--config.data.train=text:{corpus}", "--config.data.tokenizer=wordpiece:128"]) == 0
+    return workdir
+
+
+@pytest.fixture
+def finetune(pretrained, labelled, tmp_path) -> list[str]:
+    """The arguments of a fine-tuning run that takes seconds."""
+    return [
+        "train.py",
+        "--config=configs/bert_classify.py:smoke",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.init_from={pretrained}",
+        f"--config.data.train=csv:{labelled}",
+        "--config.optimizer.schedule=constant",  # so that more steps are no other program: few compilations
+        "--config.optimizer.warmup_share=0",
+    ]

@@ -26,28 +26,6 @@ def records_of(workdir: Path, split: str = "train") -> list[dict]:
     return [record for record in records if record["split"] == split]
 
 
-@pytest.fixture(scope="module")
-def pretrained(corpus, tmp_path_factory) -> Path:
-    """A pretraining run of a minute's small model."""
-    workdir = tmp_path_factory.mktemp("pretrained") / "mlm"
-    words = ["train.py", "--config=configs/bert_mlm.py:smoke", f"--workdir={workdir}"]
-    assert train.main([*words, f"--config.data.train=text:{corpus}", "--config.data.tokenizer=wordpiece:128"]) == 0
-    return workdir
-
-
-@pytest.fixture
-def finetune(pretrained, labelled, tmp_path) -> list[str]:
-    return [
-        "train.py",
-        "--config=configs/bert_classify.py:smoke",
-        f"--workdir={tmp_path / 'run'}",
-        f"--config.init_from={pretrained}",
-        f"--config.data.train=csv:{labelled}",
-        "--config.optimizer.schedule=constant",  # so that more steps are no other program: few compilations
-        "--config.optimizer.warmup_share=0",
-    ]
-
-
 FROZEN = (
     "--config.optimizer.rules=(('embeddings/.*', 'freeze'), ('encoder/layers/0/attention/.*', 'freeze'), ('.*', 1.0))"
 )

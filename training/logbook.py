@@ -1,6 +1,7 @@
 """What a run writes down: metrics.jsonl, one object a record, and the same through tensorboardX."""
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import tensorboardX
 
 from training import rules
+
+logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)  # a metric that is undefined is drawn as a gap
 
 
 class Logbook:

@@ -1,11 +1,14 @@
 """Each mistake a user can make: status 2, at most three lines that name it and its mend, and nothing written."""
 
 import gzip
+import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
+import convert
 import predict
 import train
 from cli import commandline
@@ -163,3 +166,133 @@ def test_a_workdir_of_another_experiment_is_refused_with_the_differences(smoke, 
 @pytest.mark.parametrize("words", [[], ["--workdir=/no/such/run"]])
 def test_a_run_that_is_not_there_is_refused(capsys, words):
     refused(predict.main, ["predict.py", *words], capsys, ("--workdir",))
+
+
+# ---- fine-tuning
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--config.optimizer.rules=(('decoder/.*','freeze'),('.*',1.0))", ("config.optimizer.rules", "decoder/.*")),
+        ("--config.optimizer.rules=(('encoder/.*','freeze'),)", ("config.optimizer.rules", "no rule covers")),
+        ("--config.optimizer.rules=(('.*','freeze'),)", ("config.optimizer.rules", "every parameter is frozen")),
+        ("--config.optimizer.rules=(('.*','slow'),)", ("config.optimizer.rules", "'slow'", "'freeze'")),
+        ("--config.optimizer.rules=freeze", ("config.optimizer.rules", "'freeze'")),
+        ("--config.optimizer.phases=((5,(('.*',1.0),)),)", ("config.optimizer.phases", "[5]", "step 0")),
+        ("--config.optimizer.phases=((0,'.*'),)", ("config.optimizer.phases",)),
+        ("--config.optimizer.layer_decay=0", ("config.optimizer.layer_decay",)),
+        ("--config.optimizer.l1=-1", ("config.optimizer.l1", "-1")),
+        ("--config.lora.kernels=nothing", ()),
+        ("--config.lora.rank=-2", ("config.lora.rank", "-2")),
+        ("--config.train.best_metric=acuracy", ("config.train.best_metric", "'acuracy'", "accuracy")),
+        ("--config.train.best_metric=", ()),
+        ("--config.train.patience=-1", ("config.train.patience",)),
+        ("--config.data.label=topic", ("config.data.label", "'topic'", "label")),
+        ("--config.data.labels=('builder','watcher','sleeper')", ("config.data.labels", "'sleeper'", "empty class")),
+        ("--config.data.labels=('builder',)", ("config.data.labels", "'watcher'")),
+        ("--config.model.num_labels=1", ("config.model.num_labels", "out of range")),
+        ("--config.data.class_weights=sleeper:2", ("config.data.class_weights", "sleeper", "watcher")),
+        ("--config.data.problem=regression", ("labelled.csv:2", "'label'")),
+        ("--config.model.hidden_size=64", ("config.model.hidden_size", "64", "32")),
+        ("--config.data.tokenizer=wordpiece:512", ("config.data.tokenizer",)),
+        ("--config.data.seq_len=64", ("config.model.max_positions", "64")),
+        ("--config.init_from=/no/such/folder", ("config.init_from", "/no/such/folder")),
+        ("--config.task=features", ("config.task",)),
+    ],
+)
+def test_a_wrong_value_of_fine_tuning_is_refused(finetune, tmp_path, capsys, flag, said):
+    if not said:  # without adapters their pattern means nothing, and an empty metric is none
+        return
+    refused(train.main, [*finetune, flag], capsys, said)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "words", "said"),
+    [
+        ("a fine film,good\na dull film,bad\n", [], ("valid.csv:2", "'good'")),
+        ("a fine film,watcher,9\n", [], ("valid.csv:2", "3 fields")),
+        ("a fine film,watcher\na film,\n", [], ("valid.csv:3", "empty")),
+    ],
+)
+def test_a_record_that_does_not_fit_is_named_with_its_line(finetune, tmp_path, capsys, rows, words, said):
+    (tmp_path / "valid.csv").write_text("text,label\n" + rows)
+    refused(train.main, [*finetune, f"--config.data.valid=csv:{tmp_path / 'valid.csv'}", *words], capsys, said)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "cheap", ""])
+def test_a_target_that_is_no_number_is_named_with_its_line(finetune, tmp_path, capsys, number):
+    (tmp_path / "prices.csv").write_text(f"text,label\na house,3\na hut,{number}\n")
+    words = [f"--config.data.train=csv:{tmp_path / 'prices.csv'}", "--config.data.problem=regression"]
+    refused(train.main, [*finetune, *words], capsys, ("prices.csv:3",))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_origin_that_is_not_whole_is_refused(finetune, pretrained, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(pretrained, copy)
+    words = [*finetune, f"--config.init_from={copy}"]
+    shutil.rmtree(copy / "checkpoints")
+    refused(train.main, words, capsys, ("config.init_from", "no whole checkpoint"), copy)
+    (copy / "config.json").unlink()
+    refused(train.main, words, capsys, ("config.init_from", "config.json"), copy)
+    assert not (tmp_path / "run").exists()
+
+
+def foreign(pretrained, tmp_path) -> Path:
+    folder = tmp_path / "foreign"
+    assert convert.main(["convert.py", "export", f"--workdir={pretrained}", f"--to={folder}"]) == 0
+    return folder
+
+
+def spoil_config(folder: Path, **changes) -> None:
+    about = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(about | changes))
+
+
+SPOILED = {
+    "cut short": (lambda f: cut(f / "model.safetensors"), ("model.safetensors",)),
+    "an architecture that is not supported": (lambda f: spoil_config(f, model_type="gpt2"), ("gpt2", "bert")),
+    "other sizes": (lambda f: spoil_config(f, intermediate_size=96), ("128", "96")),
+    "pickle alone": (
+        lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+        ("pytorch_model.bin", "save_pretrained"),
+    ),
+    "no config": (lambda f: (f / "config.json").unlink(), ("config.json",)),
+    "no tokenizer": (lambda f: [(f / n).unlink() for n in ("tokenizer.json", "vocab.txt")], ("tokenizer",)),
+}
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("spoiled", SPOILED)
+def test_a_folder_that_cannot_be_trusted_is_refused(finetune, pretrained, tmp_path, capsys, spoiled):
+    spoil, said = SPOILED[spoiled]
+    folder = foreign(pretrained, tmp_path)
+    spoil(folder)
+    capsys.readouterr()
+    refused(train.main, [*finetune, f"--config.init_from={folder}"], capsys, said, folder)
+    assert not (tmp_path / "run").exists()
+    words = ["convert.py", "import", f"--from={folder}", f"--workdir={tmp_path / 'imported'}"]
+    refused(convert.main, words, capsys, said, folder)
+    assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], ("convert.py", "import")),
+        (["exprot"], ("exprot", "export")),
+        (["export", "--to=x"], ("--workdir",)),
+        (["export", "--workdir=/no/such/run", "--to=x"], ("--workdir", "/no/such/run")),
+        (["import", "--from=/no/such/folder", "--workdir=x"], ("--from", "/no/such/folder")),
+        (["import", "--form=x"], ("--form", "--from")),
+    ],
+)
+def test_a_conversion_that_cannot_be_done_is_refused(capsys, words, said):
+    refused(convert.main, ["convert.py", *words], capsys, said)
+    assert not Path("x").exists()
