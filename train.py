@@ -43,7 +43,7 @@ from training.phases import (
 )
 from training.progress import Progress
 from training.step import NEVER, create_state, empty_totals, evaluate, make_eval_step, make_train_step
-from training.throughput import Meter, peak_flops
+from training.throughput import Meter, peak_flops, training_flops
 
 
 def main(argv: list[str]) -> int:
@@ -144,7 +144,7 @@ def main(argv: list[str]) -> int:
     parameter_norm = jax.jit(optax.tree.norm)  # not in the step: a pass over all parameters that only a log needs
     evaluate_batch = jax.jit(make_eval_step(run.evaluate), out_shardings=everywhere)
 
-    flops_per_row, peak = task.flops_per_row(), peak_flops(config.dtype)
+    peak = peak_flops(config.dtype)
     progress = Progress(step, config.train.steps, quiet=quiet)
     meter = Meter()
     stop = _StopSignal()
@@ -161,7 +161,8 @@ def main(argv: list[str]) -> int:
         values["examples_per_second"] = sums["examples"] / seconds
         # Padding is no useful work: the share of real tokens counts.
         rows = sums["tokens"] / config.data.seq_len
-        values["mfu"] = rows * flops_per_row / seconds / peak
+        flops = training_flops(task.flops_per_row(), run.shapes, phase.rates)
+        values["mfu"] = rows * flops / seconds / peak
         if fetched["bad_steps"]:
             values["bad_steps"] = int(fetched["bad_steps"])
         logbook.scalars(step, "train", values)

@@ -15,8 +15,7 @@ from cli import environment  # isort: skip  # noqa: F401  (sets what JAX reads w
 
 import jax
 
-import train
-from benchmarks.mlm_step import prepare
+from benchmarks.bare_step import prepare
 from cli import commandline
 from configs import bert_mlm
 from data.pipeline import eval_batches
@@ -42,9 +41,8 @@ def main(argv: list[str]) -> int:
     config.train.steps = int(TIMED_STEPS * flags["seconds"] / seconds)
     seconds, bare_and_state = _train(config, config.train.steps)
     bare, state = bare_and_state
-    run = train.assemble(config, bare.task)
     held_out = (bare.put(batch) for batch in eval_batches(bare.task.rows("valid"), config.train.batch_size))
-    values = bare.task.metrics(*evaluate(jax.jit(make_eval_step(run.evaluate)), state, held_out))
+    values = bare.task.metrics(*evaluate(jax.jit(make_eval_step(bare.run.evaluate)), state, held_out))
     result = {
         "benchmark": "mlm_quality",
         **flags,

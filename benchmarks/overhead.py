@@ -19,7 +19,7 @@ from cli import environment  # isort: skip  # noqa: F401  (sets what JAX reads w
 
 import jax
 
-from benchmarks.mlm_step import prepare
+from benchmarks.bare_step import prepare
 from cli import commandline
 from configs import bert_mlm
 from training.checkpoints import Checkpoints

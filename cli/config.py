@@ -34,7 +34,7 @@ def from_command_line(argv: Sequence[str], usage: str) -> tuple[ConfigDict, Path
             commandline.parse(argv, flag_names, usage)
         raise UserError("--config", "is missing", "Name an experiment: --config=configs/bert_mlm.py")
     config, path, variant = _load(chosen)
-    _complete_model(config, commandline.given(argv, "config.model.name"))
+    complete_model(config, commandline.given(argv, "config.model.name"))
     defaults = flag_names | {f"config.{name}": value for name, value in flatten(config).items()}
     values = commandline.parse(argv, defaults, usage)
     for name, value in values.items():
@@ -181,7 +181,7 @@ def _load(chosen: str) -> tuple[ConfigDict, Path, str]:
     return config, path, variant
 
 
-def _complete_model(config: ConfigDict, other_name: str) -> None:
+def complete_model(config: ConfigDict, other_name: str = "") -> None:
     """Lists every field of the model's dataclass; with another model, the file's fields that it lacks are dropped."""
     name = other_name or config.model.name
     if name not in MODELS:

@@ -233,8 +233,8 @@ class Classification(TextTask):
         return scores, targets
 
     def flops_per_row(self) -> int:
-        """Floating-point operations of the matrix products that a training row needs: forward, and twice that back."""
-        return 3 * self.head.flops(self.model_config, self.config.data.seq_len, self._texts_per_row)
+        """Floating-point operations of the matrix products of one forward pass over a training row."""
+        return self.head.flops(self.model_config, self.config.data.seq_len, self._texts_per_row)
 
     # ---- predictions
 

@@ -109,9 +109,9 @@ class MaskedLM(TextTask):
         return ["loss", "perplexity", "accuracy"]
 
     def flops_per_row(self) -> int:
-        """Floating-point operations of the matrix products that a training row needs: forward, and twice that back."""
+        """Floating-point operations of the matrix products of one forward pass over a training row."""
         data = self.config.data
-        return 3 * self.head.flops(self.model_config, data.seq_len, math.ceil(data.mask_rate * data.seq_len))
+        return self.head.flops(self.model_config, data.seq_len, math.ceil(data.mask_rate * data.seq_len))
 
     # ---- predictions
 

@@ -12,14 +12,16 @@ SMALL = ["--vocab=512", "--rows=4", "--seq_len=32", "--steps=2"]
     "words",
     [
         ["benchmarks.mlm_step", "--sizes=1x32,2x32", *SMALL],
+        ["benchmarks.classify_step", *SMALL[1:], "--frozen=1", "--init_from={pretrained}", "--train=csv:{labelled}"],
         ["benchmarks.overhead", "--variant=smoke", "--blocks=10", "--steps=3"],
-        ["benchmarks.mlm_quality", "--variant=smoke", "--seconds=2", "--train=text:{}", "--valid=text:{}"],
+        ["benchmarks.mlm_quality", "--variant=smoke", "--seconds=2", "--train=text:{corpus}", "--valid=text:{corpus}"],
         ["benchmarks.start", "--config=configs/bert_mlm.py:smoke", "--repeats=1"],
     ],
     ids=lambda words: words[0],
 )
-def test_a_benchmark_prints_one_json_object_a_line(command, corpus, words):
-    done = command("-m", *(word.format(corpus) for word in words))
+def test_a_benchmark_prints_one_json_object_a_line(command, corpus, labelled, pretrained, words):
+    files = {"corpus": corpus, "labelled": labelled, "pretrained": pretrained}
+    done = command("-m", *(word.format(**files) for word in words))
     assert done.returncode == 0, done.stderr
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert results and all(result["benchmark"] == words[0].split(".")[1] for result in results)

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from training import throughput
-from training.throughput import Meter, measured_peak, peak_flops
+from training.throughput import Meter, measured_peak, peak_flops, training_flops
 
 
 def test_the_meter_counts_only_while_it_goes(monkeypatch):
@@ -53,3 +53,17 @@ def test_a_known_device_has_the_peak_of_its_data_sheet(monkeypatch, kind, known)
     monkeypatch.setattr(throughput.jax, "device_count", lambda: 4)
     monkeypatch.setattr(throughput.jax, "default_backend", lambda: "tpu")
     assert peak_flops("bfloat16") == 4 * known
+
+
+def test_a_step_needs_less_where_layers_are_frozen():
+    kernel = jax.ShapeDtypeStruct((4, 4), "float32")
+    params = {"embeddings": {"word": kernel}, "encoder": {"layers": {str(i): {"kernel": kernel} for i in range(4)}}}
+    params["classifier"] = {"kernel": kernel}
+    every = {"embeddings/word", "classifier/kernel", *(f"encoder/layers/{i}/kernel" for i in range(4))}
+    assert training_flops(100, params, every) == 300
+    assert training_flops(100, params, every - {"embeddings/word"}) == 300
+    upper = {"classifier/kernel", "encoder/layers/2/kernel", "encoder/layers/3/kernel"}
+    assert training_flops(100, params, upper) == 200, "back through two layers of four, for two kernels of four"
+    assert training_flops(100, params, {"classifier/kernel"}) == 100
+    adapters = {"lora/encoder/layers/0/kernel/a"}
+    assert training_flops(100, params, adapters) == 200, "back through all of them, for no kernel"
