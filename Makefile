@@ -31,7 +31,7 @@ train: $(RUN_STAMP)
 	"$(VENV)/bin/python" train.py --config=configs/bert_mlm.py $(ARGS)
 
 test: $(DEV_STAMP)
-	"$(VENV)/bin/python" -m pytest $(ARGS)
+	"$(VENV)/bin/python" -m pytest -n auto --dist=loadfile $(ARGS)
 
 lint: $(DEV_STAMP)
 	"$(VENV)/bin/python" -m ruff check .

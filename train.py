@@ -214,8 +214,9 @@ def main(argv: list[str]) -> int:
                 phase = phase_at(run.phases, step)
                 state = enter_phase(state, run.optimizer(phase))
                 progress.say(f"step {step:>6}/{config.train.steps} a new phase of config.optimizer.phases begins")
-                compiled_step, empty = compile_step(phase)
-                totals = empty
+                if not last:
+                    compiled_step, empty = compile_step(phase)
+                    totals = empty
             if last or better or best.exhausted or _due(step, config.train.checkpoint_every):
                 checkpoints.save(state, {"data": batches.get_state(), "best": best.get_state()}, best.step)
             meter.start()
