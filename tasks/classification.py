@@ -65,7 +65,8 @@ class Classification(TextTask):
             data.target_mean, data.target_scale = float(numbers.mean()), float(numbers.std()) or 1.0
             model.num_labels = 1
         else:
-            found = _read_labels(config, train)
+            # Also labels that a small sample lacks: a held-out text may have them.
+            found = _read_labels(config, open_splits(config, limited=False)[0])
             # A head that is taken over wants its labels in its own order.
             inherited = origin.labels if origin and set(origin.labels) == set().union(*found) else ()
             data.labels = labelled.label_order(found, data.labels or inherited, model.num_labels)
@@ -301,9 +302,11 @@ def _class_weights(data: Any, targets: np.ndarray) -> np.ndarray:
     """
     several = targets.ndim == 2
     if data.class_weights == "balanced":
-        if several:
-            return ((1 - targets).sum(0) / targets.sum(0)).astype(np.float32)
-        return (len(targets) / (len(data.labels) * np.bincount(targets, minlength=len(data.labels)))).astype(np.float32)
+        counts = targets.sum(0) if several else np.bincount(targets, minlength=len(data.labels))
+        counts = np.maximum(counts, 1)  # a small sample may lack a label
+        return ((len(targets) - counts) / counts if several else len(targets) / (len(counts) * counts)).astype(
+            np.float32
+        )
     weights = dict.fromkeys(data.labels, 1.0)
     for part in data.class_weights.split(","):
         label, _, number = part.rpartition(":")

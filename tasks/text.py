@@ -87,11 +87,12 @@ class TextTask:
         return {}
 
 
-def open_splits(config: Any, text: str = "") -> tuple[Source, Source]:
+def open_splits(config: Any, text: str = "", limited: bool = True) -> tuple[Source, Source]:
     """The training and the validation documents; the latter held out of the former where no source is named.
 
     Args:
         text: the column of the text, where it is not that of `config.data.text`.
+        limited: only `config.data.limit` of the training documents, if that is given.
     """
     data = config.data
     train = open_text(config, data.train, "config.data.train", text)
@@ -100,7 +101,7 @@ def open_splits(config: Any, text: str = "") -> tuple[Source, Source]:
     else:
         first = open_text(config, data.train, "config.data.train") if text else None
         train, valid = split_holdout(train, data.holdout, data.holdout_share, by=first)
-    return sample(train, data.get("limit", 0)), valid
+    return sample(train, data.get("limit", 0) if limited else 0), valid
 
 
 def open_split(config: Any, split: str, source: str = "", text: str = "") -> Source:

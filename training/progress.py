@@ -4,6 +4,8 @@ import sys
 
 from tqdm import tqdm
 
+SHOWN = 5  # metrics that fit into a line
+
 
 class Progress:
     """Shows the step, of how many, the newest record and the time left.
@@ -36,8 +38,8 @@ class Progress:
             self.say(f"step {step:>6}/{self._steps} {_described(values)} · {_clock(seconds_left)} left")
 
     def valid(self, step: int, values: dict[str, float]) -> None:
-        """A validation record."""
-        shown = " · ".join(f"{name} {value:.4g}" for name, value in values.items())
+        """A validation record; of many metrics the first alone, the others stand in metrics.jsonl."""
+        shown = " · ".join(f"{name} {value:.4g}" for name, value in list(values.items())[:SHOWN])
         self.say(f"step {step:>6}/{self._steps} valid: {shown}")
 
     def say(self, line: str) -> None:

@@ -162,6 +162,13 @@ def test_a_limit_takes_so_many_training_texts_and_leaves_the_held_out_ones_alone
     assert limited.rows("valid").summary.split(" · ")[0] == task.rows("valid").summary.split(" · ")[0]
 
 
+def test_a_sample_that_lacks_a_label_still_knows_it(labelled, tmp_path):
+    path = tmp_path / "rare.csv"
+    path.write_text(labelled.read_text() + "a very rare sentence,zoologist\n")
+    task = make_task(path, "--config.data.limit=30", f"--config.data.valid=csv:{path}")
+    assert task.labels == ("builder", "watcher", "zoologist")
+
+
 def test_a_step_names_the_records_that_stood_in_its_rows(task):
     rows = task.rows("train")
     assert rows.records(np.arange(rows.count)).tolist() == list(range(len(rows.records(np.arange(rows.count)))))
