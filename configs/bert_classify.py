@@ -40,7 +40,6 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.train.epochs = 2.0
     config.train.batch_size = 8  # rows of 128 tokens; a row holds as many texts as it has room for
     config.train.eval_every = config.train.checkpoint_every = 1_000
-    config.train.best_metric = "accuracy"
 
     if variant in ("tiny", "mini"):
         config.init_from = "runs/bert_mlm?" if variant == "tiny" else "runs/bert_mlm-mini?"

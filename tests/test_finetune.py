@@ -12,6 +12,7 @@ import eval as eval_command
 import predict
 import tasks
 import train
+from errors import UserError
 from models import parameters
 from training.checkpoints import Checkpoints
 
@@ -98,6 +99,12 @@ def test_the_best_checkpoint_is_kept_beside_the_last(finetune, tmp_path, capsys)
     assert {path.name for path in (run / "eval").iterdir()} == {
         "valid.json", "valid.confusion_matrix.png", "valid.roc_curve.png",
     }  # fmt: skip
+
+
+def test_a_run_that_follows_no_metric_has_no_best_checkpoint(finetune, tmp_path):
+    assert train.main([*finetune, "--config.train.steps=10"]) == 0
+    with pytest.raises(UserError, match="follows no metric"):
+        tasks.restore(tmp_path / "run", "best")
 
 
 def test_patience_ends_a_run_and_a_second_start_knows_it(finetune, tmp_path, capsys):
