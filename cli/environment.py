@@ -7,6 +7,8 @@ from pathlib import Path
 
 from data.cache import cache_root
 
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
 
 def _use_huge_pages() -> None:
     """Starts the command's process once more, with an allocator that asks for large pages and keeps them.
@@ -18,8 +20,7 @@ def _use_huge_pages() -> None:
     command = Path(getattr(sys.modules["__main__"], "__file__", None) or "/").resolve().parent
     if command not in (own, own / "benchmarks") or "GLIBC_TUNABLES" in os.environ:
         return
-    pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    if pages.is_file() and "[madvise]" in pages.read_text():
+    if HUGE_PAGES.is_file() and "[madvise]" in HUGE_PAGES.read_text():  # else all memory has them, or none may
         keep = f"glibc.malloc.mmap_threshold={2**32}:glibc.malloc.trim_threshold={2**33}"
         os.environ["GLIBC_TUNABLES"] = f"glibc.malloc.hugetlb=1:{keep}"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
