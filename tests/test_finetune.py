@@ -177,10 +177,12 @@ def test_predictions_are_labels_with_probabilities_or_features(finetune, tmp_pat
 
 def test_a_head_goes_on_where_the_labels_are_the_same_and_begins_anew_where_not(finetune, labelled, tmp_path, capsys):
     first = tmp_path / "first"
-    assert train.main([*finetune, f"--workdir={first}"]) == 0
+    assert train.main([*finetune, f"--workdir={first}", "--config.data.labels=('watcher','builder')"]) == 0
     words = [*finetune, f"--config.init_from={first}"]
     assert train.main([*words, "--config.train.steps=1", f"--workdir={tmp_path / 'same'}"]) == 0
     assert "25 parameters loaded" in capsys.readouterr().out
+    kept = json.loads((tmp_path / "same" / "config.json").read_text())
+    assert kept["data"]["labels"] == ["watcher", "builder"], "the order that the head knows"
     other = tmp_path / "other.csv"
     other.write_text(labelled.read_text().replace(",builder", ",maker"))
     words = [*words, "--config.train.steps=1", f"--workdir={tmp_path / 'changed'}", f"--config.data.train=csv:{other}"]

@@ -156,6 +156,15 @@ def test_what_cannot_be_meant_is_refused(labelled, words, said):
     assert said in str(refused.value)
 
 
+def test_an_evaluation_knows_neither_class_weights_nor_smoothing(labelled, task, model):
+    weighted = make_task(labelled, "--config.data.class_weights=watcher:5", "--config.data.label_smoothing=0.3")
+    plain, _ = evaluated(task, model)
+    sums, _ = evaluated(weighted, model)
+    assert sums == pytest.approx(plain)
+    batch = next(eval_batches(weighted.rows("train"), 4))
+    assert float(weighted.loss(model, batch, None)["weight"]) > float(task.loss(model, batch, None)["weight"])
+
+
 def test_a_limit_takes_so_many_training_texts_and_leaves_the_held_out_ones_alone(labelled, task):
     limited = make_task(labelled, "--config.data.limit=30")
     assert "30 examples" in limited.rows("train").summary
