@@ -1,7 +1,6 @@
 """Labels for texts or pairs of texts (Devlin et al. 2018, arXiv:1810.04805, section 4.1).
 
-`config.data.problem` says what a label is: one of several classes (`multiclass`), any of several (`multilabel`), or a
-number (`regression`). Several short texts share a row; each is read at its own [CLS].
+Several short texts share a row; each is read at its own [CLS]. What a label is, tasks/problems.py says.
 """
 
 import dataclasses
@@ -14,19 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from data import labels as labelled
 from data.cache import fingerprint
 from data.corpus import tokenize_corpus
 from data.examples import TRUNCATIONS, build_examples, gather_examples
 from data.packing import pack
 from data.pipeline import Batch, Rows
-from data.sources import Source
 from data.tokenizer import Tokenizer, make_tokenizer
 from errors import UserError
 from tasks.lines import embed, line_batches, with_cut
+from tasks.problems import PROBLEMS
 from tasks.text import Log, TextTask, open_split, open_splits
 
-PROBLEMS = ("multiclass", "multilabel", "regression")
 HEAD = "classifier/"
 
 
@@ -39,18 +36,13 @@ class ClassifyOptions:
 
 
 class Classification(TextTask):
-    """Owns the labels beside the tokenizer; their order is saved in the config as `data.labels`.
-
-    A regression is learned on targets of mean 0 and deviation 1; `data.target_mean` and `data.target_scale`, those of
-    the training targets, are saved too, and all metrics and predictions are in the user's own units.
-    """
+    """Owns the labels beside the tokenizer; their order is saved in the config as `data.labels`."""
 
     Options = ClassifyOptions
 
     def __init__(self, config: Any, tokenizer: Tokenizer, log: Log = print):
         super().__init__(config, tokenizer, log)
-        data = config.data
-        self.problem, self.labels = data.problem, tuple(data.labels)
+        self.problem = PROBLEMS[config.data.problem](config.data)
         self.class_weights = np.ones(config.model.num_labels, np.float32)
         self._texts_per_row = 1
 
@@ -59,30 +51,24 @@ class Classification(TextTask):
         """For a new run: the labels are those of the training split, or as `config.data.labels` orders them."""
         cls.check(config)
         data, model = config.data, config.model
-        train, _ = open_splits(config)
-        if data.problem == "regression":
-            numbers = labelled.read_numbers(train, data.label)
-            data.target_mean, data.target_scale = float(numbers.mean()), float(numbers.std()) or 1.0
-            model.num_labels = 1
-        else:
-            # Also labels that a small sample lacks: a held-out text may have them.
-            found = _read_labels(config, open_splits(config, limited=False)[0])
-            # A head that is taken over wants its labels in its own order.
-            inherited = origin.labels if origin and set(origin.labels) == set().union(*found) else ()
-            data.labels = labelled.label_order(found, data.labels or inherited, model.num_labels)
-            model.num_labels = len(data.labels)
-        if origin is not None and (origin.labels != data.labels or data.problem == "regression") and origin.drop(HEAD):
+        # All of the training split, also where a limit takes a sample of it: a held-out text may have a rare label.
+        everything, _ = open_splits(config, limited=False)
+        inherited = origin.labels if origin else ()
+        model.num_labels = PROBLEMS[data.problem](data).resolve(everything, model.num_labels, inherited)
+        other_labels = inherited != data.labels or data.problem == "regression"
+        if origin and other_labels and origin.drop(HEAD):
             log(f"init_from: the classifier of {origin.name} is for other labels, and begins anew")
+        train, _ = open_splits(config)
         tokenizer = origin.tokenizer if origin else make_tokenizer(data.tokenizer, train, log)
         task = cls(config, tokenizer, log)
         if data.class_weights:
-            task.class_weights = _class_weights(data, task.targets(train))
+            task.class_weights = task.problem.class_weights(task.problem.targets(train))
         return task
 
     @staticmethod
     def check(config: Any) -> None:
         data = config.data
-        for name, choices in (("problem", PROBLEMS), ("truncation", TRUNCATIONS)):
+        for name, choices in (("problem", tuple(PROBLEMS)), ("truncation", TRUNCATIONS)):
             if data[name] not in choices:
                 raise UserError(f"config.data.{name}", repr(data[name]), f"Choose {', '.join(choices)}.")
         if not 0 <= data.label_smoothing < 1:
@@ -103,7 +89,7 @@ class Classification(TextTask):
         if data.text_pair:
             others = open_split(self.config, split, source, text=data.text_pair)
             second = tokenize_corpus(others, self.tokenizer, self.log)
-        targets = self.targets(records)
+        targets = self.problem.targets(records)
         examples = build_examples(
             first,
             second,
@@ -133,19 +119,10 @@ class Classification(TextTask):
         key = fingerprint(*texts, data.seq_len, data.truncation, targets.tobytes())
         return Rows(count=len(packing), load=load, records=numbers, fingerprint=key, summary=summary)
 
-    def targets(self, source: Source) -> np.ndarray:
-        """int32 [examples], float32 0/1 [examples, labels], or float32 [examples] of mean 0 and deviation 1."""
-        data = self.config.data
-        if self.problem == "regression":
-            return (labelled.read_numbers(source, data.label) - data.target_mean) / data.target_scale
-        found = _read_labels(self.config, source)
-        make = labelled.one_of if self.problem == "multiclass" else labelled.any_of
-        return make(found, self.labels, source)
-
     # ---- loss and metrics
 
     def loss(self, model: Any, batch: Mapping[str, jax.Array], key: jax.Array | None) -> dict[str, jax.Array]:
-        """Sums over the batch: `loss` over the `weight` of its texts; `correct`, `tokens`, `examples`."""
+        """Sums over the batch: `loss` over the `weight` of its texts; `tokens`, `examples`; `hits`, if any can be."""
         logits = model(batch, batch["first_positions"], key)
         return self._sums(logits, batch, self.class_weights, self.config.data.label_smoothing)
 
@@ -154,84 +131,43 @@ class Classification(TextTask):
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """The sums, the loss without smoothing or class weights; and `scores`, `targets`, `present` of each text."""
         logits = model(batch, batch["first_positions"], key)
-        outputs = {"scores": self.scores(logits), "targets": batch["targets"], "present": batch["present"]}
+        outputs = {"scores": self.problem.scores(logits), "targets": batch["targets"], "present": batch["present"]}
         return self._sums(logits, batch, np.ones_like(self.class_weights), 0.0), outputs
-
-    def scores(self, logits: jax.Array) -> jax.Array:
-        """Probabilities of the labels, or the number itself."""
-        squash = {"multiclass": jax.nn.softmax, "multilabel": jax.nn.sigmoid, "regression": lambda x: x}
-        return squash[self.problem](logits)
 
     def _sums(
         self, logits: jax.Array, batch: Mapping[str, jax.Array], class_weights: np.ndarray, smoothing: float
     ) -> dict[str, jax.Array]:
-        targets, present = batch["targets"], batch["present"]
-        if self.problem == "multiclass":
-            losses, weights = softmax_losses(logits, targets, class_weights, smoothing)
-            correct = logits.argmax(-1) == targets
-        elif self.problem == "multilabel":
-            losses, weights = sigmoid_losses(logits, targets, class_weights, smoothing), jnp.ones_like(present)
-            correct = ((logits >= 0) == (targets > 0.5)).all(-1)
-        else:
-            losses, weights = jnp.square(logits[..., 0] - targets), jnp.ones_like(present)
-            correct = jnp.zeros_like(present)
-        return {
+        present = batch["present"]
+        losses, weights = self.problem.losses(logits, batch["targets"], class_weights, smoothing)
+        sums = {
             "loss": (losses * present).sum(),
             "weight": (weights * present).sum(),
-            "correct": (correct * present).sum(),
             "tokens": (batch["segment_ids"] > 0).sum().astype(jnp.float32),
             "examples": present.sum(),
         }
+        hits = self.problem.hits(logits, batch["targets"])
+        return sums if hits is None else sums | {"hits": (hits * present).sum()}
 
     def metrics(self, sums: Mapping[str, float], outputs: Mapping[str, np.ndarray] | None = None) -> dict[str, float]:
-        """The mean loss; and of an evaluation all that scikit-learn and scipy say of its outputs."""
+        """Mean loss and accuracy; of an evaluation all that scikit-learn and scipy say of its outputs."""
         values = {"loss": sums["loss"] / max(sums["weight"], 1e-9)}
         if outputs is not None:
-            from evaluation import classification, regression  # scikit-learn takes a second to load
-
-            scores, targets = self._known(outputs)
-            if self.problem == "regression":
-                return values | regression.regression(scores, targets)
-            measure = classification.multiclass if self.problem == "multiclass" else classification.multilabel
-            return values | measure(scores, targets, self.labels)
-        if self.problem != "regression":
-            values["accuracy"] = sums["correct"] / max(sums["examples"], 1.0)
-        return values
+            return values | self.problem.metrics(*_of_texts(outputs))
+        return values | ({"accuracy": sums["hits"] / max(sums["examples"], 1.0)} if "hits" in sums else {})
 
     def metric_names(self) -> list[str]:
-        scores = np.zeros((1, 2, self.config.model.num_labels), np.float32)
-        first = scores[..., 0]
-        targets = {"multiclass": first.astype(np.int32), "multilabel": scores, "regression": first}[self.problem]
-        outputs = {"scores": scores, "targets": targets, "present": np.ones((1, 2), np.float32)}
-        return list(self.metrics({"loss": 0.0, "weight": 2.0}, outputs))
+        """Found by measuring two texts."""
+        scores = np.zeros((2, self.config.model.num_labels), np.float32)
+        targets = scores if self.config.data.problem == "multilabel" else np.zeros(2, int)
+        return ["loss", *self.problem.metrics(scores, targets)]
 
     def details(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """`per_class`: precision, recall, f1 and support of each label."""
-        from evaluation import classification
-
-        if self.problem == "regression":
-            return {}
-        return {"per_class": classification.per_class(*self._known(outputs), self.labels)}
+        return self.problem.details(*_of_texts(outputs))
 
     def pictures(self, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        from evaluation import pictures
+        from evaluation.pictures import render
 
-        known = self._known(outputs)
-        if self.problem == "regression":
-            return {"predictions": pictures.render(pictures.scatter(*known))}
-        figures = {"roc_curve": pictures.roc_curves(*known, self.labels)}
-        if self.problem == "multiclass":
-            figures["confusion_matrix"] = pictures.confusion_matrix(*known, self.labels)
-        return {name: pictures.render(figure) for name, figure in figures.items()}
-
-    def _known(self, outputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and targets of the texts alone, without the empty places; of a regression in the user's units."""
-        present = outputs["present"] > 0
-        scores, targets = outputs["scores"][present], outputs["targets"][present]
-        if self.problem == "regression":
-            mean, scale = self.config.data.target_mean, self.config.data.target_scale
-            return scores[:, 0] * scale + mean, targets * scale + mean
-        return scores, targets
+        return {name: render(figure) for name, figure in self.problem.pictures(*_of_texts(outputs)).items()}
 
     def flops_per_row(self) -> int:
         """Floating-point operations of the matrix products of one forward pass over a training row."""
@@ -249,76 +185,15 @@ class Classification(TextTask):
 
         @jax.jit
         def compute(model: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-            return self.scores(model(batch, jnp.zeros((len(batch["tokens"]), 1), jnp.int32))[:, 0])
+            return self.problem.scores(model(batch, jnp.zeros((len(batch["tokens"]), 1), jnp.int32))[:, 0])
 
         for texts, batch, cut in line_batches(self, lines, options.batch_size, **settings):
             scores = np.asarray(compute(model, batch))
             for i, text in enumerate(texts):
-                yield with_cut({"text": text} | self._answer(scores[i]), cut[i])
-
-    def _answer(self, scores: np.ndarray) -> dict[str, Any]:
-        if self.problem == "regression":
-            return {"value": float(scores[0] * self.config.data.target_scale + self.config.data.target_mean)}
-        probabilities = {label: round(float(p), 6) for label, p in zip(self.labels, scores, strict=True)}
-        if self.problem == "multiclass":
-            return {"label": self.labels[int(scores.argmax())], "probabilities": probabilities}
-        chosen = [label for label, p in zip(self.labels, scores, strict=True) if p >= 0.5]
-        return {"labels": chosen, "probabilities": probabilities}
+                yield with_cut({"text": text} | self.problem.answer(scores[i]), cut[i])
 
 
-def softmax_losses(
-    logits: jax.Array, targets: jax.Array, class_weights: np.ndarray, smoothing: float
-) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy of each text and what it counts for, [...]; logits [..., classes], targets int [...].
-
-    As PyTorch's `cross_entropy`: the loss of a class is multiplied by its weight, and the mean is over the weights of
-    the true classes; of the target, a share `smoothing` is spread evenly over all classes.
-    """
-    surprise = -jax.nn.log_softmax(logits) * class_weights
-    of_target = jnp.take_along_axis(surprise, targets[..., None], axis=-1)[..., 0]
-    return (1 - smoothing) * of_target + smoothing * surprise.mean(-1), jnp.asarray(class_weights)[targets]
-
-
-def sigmoid_losses(logits: jax.Array, targets: jax.Array, class_weights: np.ndarray, smoothing: float) -> jax.Array:
-    """Binary cross-entropy, mean over the labels, [...]; logits and 0/1 targets [..., labels].
-
-    The weights multiply what the labels that are there contribute; `smoothing` draws the targets towards 1/2.
-    """
-    soft = targets * (1 - smoothing) + smoothing / 2
-    losses = -class_weights * soft * jax.nn.log_sigmoid(logits) - (1 - soft) * jax.nn.log_sigmoid(-logits)
-    return losses.mean(-1)
-
-
-def _read_labels(config: Any, source: Source) -> list[tuple[str, ...]]:
-    separator = config.data.label_separator if config.data.problem == "multilabel" else ""
-    return labelled.read_labels(source, config.data.label, separator)
-
-
-def _class_weights(data: Any, targets: np.ndarray) -> np.ndarray:
-    """From `balanced` or `LABEL:WEIGHT,…` a number for each label.
-
-    `balanced` as scikit-learn's: examples / (classes × examples of the class); of several labels at once, examples
-    without the label / examples with it.
-    """
-    several = targets.ndim == 2
-    if data.class_weights == "balanced":
-        counts = targets.sum(0) if several else np.bincount(targets, minlength=len(data.labels))
-        counts = np.maximum(counts, 1)  # a small sample may lack a label
-        return ((len(targets) - counts) / counts if several else len(targets) / (len(counts) * counts)).astype(
-            np.float32
-        )
-    weights = dict.fromkeys(data.labels, 1.0)
-    for part in data.class_weights.split(","):
-        label, _, number = part.rpartition(":")
-        if label not in weights or not _is_positive(number):
-            mend = f"Give balanced, or LABEL:WEIGHT pairs with commas between; labels: {', '.join(data.labels)[:200]}."
-            raise UserError("config.data.class_weights", repr(part), mend)
-        weights[label] = float(number)
-    return np.array(list(weights.values()), np.float32)
-
-
-def _is_positive(text: str) -> bool:
-    try:
-        return 0 < float(text) < math.inf
-    except ValueError:
-        return False
+def _of_texts(outputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and targets of the texts alone, without the empty places of the rows."""
+    present = outputs["present"] > 0
+    return outputs["scores"][present], outputs["targets"][present]
