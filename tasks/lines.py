@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from data.examples import build_examples
 from flax import nnx
 
 from data.corpus import Corpus
+from data.examples import build_examples
 from data.pipeline import Batch
 from errors import UserError
 from tasks.text import TextTask
