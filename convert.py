@@ -1,7 +1,8 @@
 """Takes weights in from Hugging Face folders, gives them back, and proves that the two are the same.
 
 python convert.py import --from=FOLDER --workdir=DIR            FOLDER, or hf:NAME of the Hub; makes a run at step 0
-python convert.py export --workdir=DIR --to=FOLDER [--checkpoint=last|best|STEP]
+python convert.py export --workdir=DIR --to=FOLDER [--checkpoint=last|best|STEP] [--adapters=true]
+                                                                --adapters=true: LoRA's and the head alone, for PEFT
 python convert.py verify --workdir=DIR --with=FOLDER [--checkpoint=last|best|STEP]
 """
 
@@ -20,18 +21,20 @@ from flax import nnx
 import tasks
 from cli import commandline, workdir
 from cli import config as configs
-from cli.origin import find_folder
+from cli.origin import HUB, find_folder
 from configs import base, bert_classify, bert_mlm
 from errors import UserError
+from interop.adapters import export_adapters
 from interop.folder import ForeignModel, export_folder, open_folder
 from models import parameters
 from tasks.lines import line_batches
 from training.best import Best
 from training.checkpoints import Checkpoints
+from training.phases import chosen_rules, make_phases
 
 FLAGS: dict[str, dict[str, Any]] = {
     "import": {"from": "", "workdir": ""},
-    "export": {"workdir": "", "to": "", "checkpoint": "last"},
+    "export": {"workdir": "", "to": "", "checkpoint": "last", "adapters": False},
     "verify": {"workdir": "", "with": "", "checkpoint": "last"},
 }
 CLOSE = 1e-4  # the largest difference of outputs that verify lets pass
@@ -48,7 +51,7 @@ def main(argv: list[str]) -> int:
         raise UserError("convert.py", repr(verb), f"Did you mean {near[0]}? Give import, export or verify first.")
     flags = commandline.parse(argv[1:], FLAGS[verb], __doc__ or "")
     for name, value in flags.items():
-        if not value:
+        if value == "":
             raise UserError(f"--{name}", "is missing", f"Give it: --{name}=…")
     return {"import": _import, "export": _export, "verify": _verify}[verb](flags)
 
@@ -104,16 +107,12 @@ def _config_of(found: ForeignModel, name: str) -> Any:
 
 
 def _export(flags: Mapping[str, Any]) -> int:
+    if flags["adapters"]:
+        return _export_adapters(flags)
     task, model = tasks.restore(flags["workdir"], flags["checkpoint"])
     config = task.config
-    params = {path: np.asarray(leaf) for path, leaf in parameters.flatten(parameters.split(model)[1]).items()}
+    params = _in_users_units(parameters.split(model)[1], config)
     labels, problem = tuple(config.data.get("labels", ())), config.data.get("problem", "")
-    if (
-        problem == "regression"
-    ):  # whose head speaks of targets of mean 0 and deviation 1: let it speak in the user's units
-        params["classifier/kernel"] = params["classifier/kernel"] * np.float32(config.data.target_scale)
-        scaled = params["classifier/bias"] * np.float32(config.data.target_scale)
-        params["classifier/bias"] = scaled + np.float32(config.data.target_mean)
     key_map = export_folder(
         Path(flags["to"]),
         name=config.model.name,
@@ -129,6 +128,50 @@ def _export(flags: Mapping[str, Any]) -> int:
         print(f"written  {path} as {name}")
     print(f"{len(key_map)} parameters of task {config.task}, with the tokenizer: {flags['to']}")
     return 0
+
+
+def _export_adapters(flags: Mapping[str, Any]) -> int:
+    task, tree, _ = tasks.restore_params(flags["workdir"], flags["checkpoint"])
+    config = task.config
+    adapters = parameters.flatten(tree.get("lora", {}))
+    mend = "Leave --adapters out: the whole model is written, with the adapters merged."
+    for lacking, value in (
+        (not adapters, "has no adapters"),
+        (config.task != "classification", f"is a run of task {config.task}"),
+        (not config.init_from, "has no init_from: nobody else has what its adapters belong on"),
+    ):
+        if lacking:
+            raise UserError("--adapters", f"{flags['workdir']} {value}", mend)
+    chosen = config.optimizer
+    trained = chosen_rules(chosen.rules, chosen.layer_decay, config.model.num_layers, adapters=True)
+    trained_paths = {path for phase in make_phases(tree, trained, chosen.phases) for path in phase.rates}
+    of_base = [path for path in sorted(trained_paths) if path.startswith(("embeddings/", "encoder/"))]
+    of_head = [f"lora/{path}" for path in adapters if not path.startswith("encoder/")]
+    if of_base or of_head:
+        raise UserError("--adapters", f"{flags['workdir']} has trained {(of_base + of_head)[0]} as well", mend)
+    key_map = export_adapters(
+        Path(flags["to"]),
+        model=config.model.to_dict(),
+        params=_in_users_units({name: part for name, part in tree.items() if name != "lora"}, config),
+        adapters={path: np.asarray(leaf) for path, leaf in adapters.items()},
+        rank=config.lora.rank,
+        alpha=config.lora.alpha,
+        base=config.init_from.removeprefix(HUB),
+    )
+    for path, name in key_map.items():
+        print(f"written  {path} as {name}")
+    print(f"{len(key_map)} parameters, to be laid over {config.init_from}: {flags['to']}")
+    return 0
+
+
+def _in_users_units(params: parameters.Tree, config: Any) -> dict[str, np.ndarray]:
+    """The arrays by path. A regression's head speaks of targets of mean 0 and deviation 1: here of the user's own."""
+    arrays = {path: np.asarray(leaf) for path, leaf in parameters.flatten(params).items()}
+    if config.data.get("problem") == "regression":
+        arrays["classifier/kernel"] = arrays["classifier/kernel"] * np.float32(config.data.target_scale)
+        scaled = arrays["classifier/bias"] * np.float32(config.data.target_scale)
+        arrays["classifier/bias"] = scaled + np.float32(config.data.target_mean)
+    return arrays
 
 
 def _verify(flags: Mapping[str, Any]) -> int:

@@ -31,16 +31,7 @@ from training import sharding
 from training.best import Best
 from training.checkpoints import Checkpoints
 from training.logbook import Logbook
-from training.phases import (
-    ALL_ALIKE,
-    FREEZE,
-    Phase,
-    PhaseOptimizer,
-    enter_phase,
-    layerwise_decay,
-    make_phases,
-    phase_at,
-)
+from training.phases import Phase, PhaseOptimizer, chosen_rules, enter_phase, make_phases, phase_at
 from training.progress import Progress
 from training.step import NEVER, create_state, empty_totals, evaluate, make_eval_step, make_train_step
 from training.throughput import Meter, peak_flops, training_flops
@@ -284,11 +275,7 @@ def assemble(config: Any, task: Any) -> Run:
         steps=config.train.steps,
         final_share=chosen.final_share,
     )
-    trained = chosen.rules
-    if chosen.layer_decay != 1:
-        trained = layerwise_decay(config.model.num_layers, chosen.layer_decay)
-    elif lora.rank and trained == ALL_ALIKE:
-        trained = (("(embeddings|encoder)/.*", FREEZE), (".*", 1.0))
+    trained = chosen_rules(chosen.rules, chosen.layer_decay, config.model.num_layers, bool(lora.rank))
 
     def optimizer(phase: Phase) -> PhaseOptimizer:
         return PhaseOptimizer(core, phase)

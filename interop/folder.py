@@ -142,12 +142,9 @@ def export_folder(
     Raises:
         UserError: the target is taken or cannot be written, or transformers has no such model.
     """
-    target = target.expanduser()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError("--to", f"{target} is there already", "Name a folder that is empty or not there yet.")
     fields = [field.name for field in dataclasses.fields(MODELS[name].config)]
     model = {field: model[field] for field in fields if field in model}
-    family = _exporter(name, model)
+    family = exporter(name, model)
     if not isinstance(tokenizer, WordPiece):
         mend = "Train with config.data.tokenizer=wordpiece:N to export."
         raise UserError("config.data.tokenizer", "transformers opens no SentencePiece model as BERT's tokenizer", mend)
@@ -179,11 +176,11 @@ def export_folder(
         tokenizer.save(folder)
         settings_path = folder / "tokenizer_config.json"
         settings = json.loads(settings_path.read_text(encoding="utf-8"))
-        _write_json(settings_path, {**settings, "model_max_length": max_length or model["max_positions"]})
+        write_json(settings_path, {**settings, "model_max_length": max_length or model["max_positions"]})
         write_tensors(folder / SINGLE, tensors)
-        _write_json(folder / "config.json", about)
+        write_json(folder / "config.json", about)
 
-    _write_whole(target, fill)
+    write_whole(target, fill)
     return key_map
 
 
@@ -208,7 +205,7 @@ def _family(about: Mapping[str, Any], path: Path, field: str) -> Family:
     raise UserError(field, value, f"Choose a model of type {', '.join(FAMILIES)}.")
 
 
-def _exporter(name: str, model: Mapping[str, Any]) -> Family:
+def exporter(name: str, model: Mapping[str, Any]) -> Family:
     """The family that a model of ours is written as."""
     families = [family for family in FAMILIES.values() if family.name == name]
     for option in ("norm", "position"):
@@ -275,12 +272,19 @@ def _read_problem(about: Mapping[str, Any], outputs: int, path: Path, field: str
     raise UserError(field, f"{path}: problem_type is {kind!r}", f"Mend it: {', '.join(PROBLEMS)}.")
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_whole(target: Path, fill: Callable[[Path], None]) -> None:
-    """The folder `target`, filled by `fill(folder)`; under its own name only when all is written."""
+def write_whole(target: Path, fill: Callable[[Path], None]) -> None:
+    """The folder `target`, filled by `fill(folder)`; under its own name only when all is written.
+
+    Raises:
+        UserError: there is something in it already, or it cannot be written.
+    """
+    target = target.expanduser()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError("--to", f"{target} is there already", "Name a folder that is empty or not there yet.")
     scratch = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -41,15 +41,29 @@ def restore(
     Raises:
         UserError: the folder holds no run, no such checkpoint, or one that the run's config does not fit.
     """
+    task, params, model_state = restore_params(workdir, checkpoint, log)
+    graphdef, _, _ = parameters.structure(task.build)
+    return task, nnx.merge(graphdef, _lora(task.config).merge(params), model_state)
+
+
+def restore_params(
+    workdir: str | Path, checkpoint: str = "last", log: Callable[[str], None] = print
+) -> tuple[Any, parameters.Tree, parameters.Tree]:
+    """As `restore`, with the parameters and the model state as plain trees; adapters are apart, under `lora`."""
     workdir = Path(workdir)
     config = read_config(workdir)
     step = checkpoint_step(workdir, checkpoint)
     task = TASKS[config.task].restore(config, workdir, log)
-    graphdef, params, model_state = parameters.structure(task.build)
-    lora = Lora(**config.get("lora", {}))
-    template = {"params": jax.eval_shape(lora.add, params, jax.random.key(0)), "model_state": model_state}
-    params, model_state = Checkpoints(workdir / "checkpoints").restore_params(step, template)
-    return task, nnx.merge(graphdef, lora.merge(params), model_state)
+    _, params, model_state = parameters.structure(task.build)
+    template = {
+        "params": jax.eval_shape(_lora(config).add, params, jax.random.key(0)),
+        "model_state": model_state,
+    }
+    return task, *Checkpoints(workdir / "checkpoints").restore_params(step, template)
+
+
+def _lora(config: ConfigDict) -> Lora:
+    return Lora(**config.get("lora", {}))
 
 
 def checkpoint_step(workdir: str | Path, checkpoint: str = "last") -> int:

@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import convert
 import predict
@@ -48,6 +50,44 @@ def test_a_fine_tuned_run_goes_out_with_its_labels(pretrained, labelled, tmp_pat
     assert convert.main(["convert.py", "import", f"--from={folder}", f"--workdir={back}"]) == 0
     assert json.loads((back / "config.json").read_text())["data"]["labels"] == ["builder", "watcher"]
     assert "the same" in verify(back, folder, capsys)
+
+
+@pytest.mark.parametrize("position", ["learned", "rope"])
+def test_adapters_go_out_alone_and_make_the_whole_of_their_base(corpus, labelled, tmp_path, position):
+    mlm, run = tmp_path / "mlm", tmp_path / "run"
+    words = [f"--config.data.train=text:{corpus}", "--config.data.tokenizer=wordpiece:128", "--config.train.steps=5"]
+    words += [f"--workdir={mlm}", f"--config.model.position={position}"]
+    assert train.main(["train.py", "--config=configs/bert_mlm.py:smoke", *words]) == 0
+    words = [f"--config.init_from={mlm}", f"--config.data.train=csv:{labelled}", f"--workdir={run}"]
+    words += ["--config.lora.rank=2", "--config.lora.kernels=encoder/layers/0/attention/(query|output)/kernel"]
+    words += ["--config.optimizer.learning_rate=1e-2", "--config.train.steps=4"]
+    assert train.main(["train.py", "--config=configs/bert_classify.py:smoke", *words]) == 0
+    for folder, words in {"base": [f"--workdir={mlm}"], "whole": [], "small": ["--adapters=true"]}.items():
+        words = [f"--workdir={run}", f"--to={tmp_path / folder}", *words]
+        assert convert.main(["convert.py", "export", *words]) == 0
+    base, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "whole"))
+    small = load_file(tmp_path / "small" / "adapter_model.safetensors")
+    about = json.loads((tmp_path / "small" / "adapter_config.json").read_text())
+    assert about["base_model_name_or_path"] == str(mlm) and about["r"] == 2 and len(about["target_modules"]) == 2
+    for module in about["target_modules"]:
+        a, b = (small.pop(f"base_model.model.{module}.lora_{side}.weight") for side in "AB")
+        product = about["lora_alpha"] / 2 * b @ a
+        assert np.abs(product).max() > 1e-3
+        np.testing.assert_allclose(base[f"{module}.weight"] + product, whole[f"{module}.weight"], atol=1e-6)
+    assert len(small) == 4, "pooler and classifier"
+    for name, tensor in small.items():
+        np.testing.assert_array_equal(tensor, whole[name.removeprefix("base_model.model.")])
+
+
+def test_adapters_are_refused_where_they_are_not_all_that_was_trained(pretrained, finetune, tmp_path):
+    words = ["convert.py", "export", "--adapters=true", f"--to={tmp_path / 'out'}"]
+    with pytest.raises(UserError, match="has no adapters"):
+        convert.main([*words, f"--workdir={pretrained}"])
+    rules = "--config.optimizer.rules=(('embeddings/.*','freeze'),('.*',1.0))"
+    assert train.main([*finetune, "--config.train.steps=1", "--config.lora.rank=2", rules]) == 0
+    with pytest.raises(UserError, match="has trained encoder/layers/0/.* as well"):
+        convert.main([*words, f"--workdir={tmp_path / 'run'}"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_regression_goes_out_in_the_users_units(tmp_path, capsys):
@@ -99,8 +139,6 @@ def test_an_import_without_a_head_is_a_run_of_features(finetune, tmp_path, capsy
     assert json.loads((run / "config.json").read_text())["task"] == "features"
     (tmp_path / "lines").write_text("A man is eating food.\nA man is eating a piece of bread.\nA cheetah runs.\n")
     assert predict.main(["predict.py", f"--workdir={run}", f"--input={tmp_path / 'lines'}"]) == 0
-    import numpy as np
-
     features = np.array([json.loads(line)["features"] for line in capsys.readouterr().out.splitlines()])
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     similar = features @ features.T

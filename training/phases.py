@@ -128,6 +128,15 @@ def enter_phase(state: Tree, optimizer: PhaseOptimizer) -> Tree:
     return {**state, "opt_state": rules.map_paths(lambda path, leaf: kept.get(path, leaf), fresh)}
 
 
+def chosen_rules(whole_run: rules.Rules, layer_decay: float, num_layers: int, adapters: bool) -> rules.Rules:
+    """The rules of a whole run: the user's own, a layer decay's, or those that train adapters and heads alone."""
+    if layer_decay != 1:
+        return layerwise_decay(num_layers, layer_decay)
+    if adapters and whole_run == ALL_ALIKE:
+        return (("(embeddings|encoder)/.*", FREEZE), (".*", 1.0))
+    return whole_run
+
+
 def layerwise_decay(num_layers: int, decay: float) -> rules.Rules:
     """Rules that multiply the learning rate by `decay` for each layer further from the head (Howard & Ruder 2018).
 
