@@ -56,7 +56,9 @@ def get_config() -> ConfigDict:
     config.lora = ConfigDict()  # adapters: with them, embeddings and encoder are frozen unless rules are given
     config.lora.rank = 0  # 0: none
     config.lora.alpha = 16.0  # their product is scaled by alpha / rank
-    config.lora.kernels = "encoder/layers/[0-9]+/attention/(query|value)/kernel"  # the kernels that have adapters
+    config.lora.kernels = (
+        "(encoder|decoder)/layers/[0-9]+/attention/(query|value)/kernel"  # the kernels that have adapters
+    )
 
     config.train = ConfigDict()
     config.train.steps = 0  # optimizer steps; or, if 0, …

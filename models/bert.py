@@ -13,7 +13,7 @@ from flax import nnx
 
 from errors import UserError
 from models.layers import ACTIVATIONS, Array, Embedding, LayerNorm, Linear, dropout, sinusoidal_positions
-from models.transformer import Encoder, TransformerConfig, encoder_flops
+from models.transformer import Stack, TransformerConfig, encoder_flops
 from models.vocabulary import vocabulary_cross_entropy, vocabulary_logits
 
 
@@ -74,7 +74,7 @@ class Bert(nnx.Module):
         self.config = config
         self.dtype = jnp.dtype(dtype)
         self.embeddings = BertEmbeddings(config, rngs)
-        self.encoder = Encoder(config, rngs)
+        self.encoder = Stack(config, rngs)
         width, stddev = config.hidden_size, config.initializer_range
         self.pooler = Linear(width, width, stddev=stddev, rngs=rngs) if config.pooler else None
 

@@ -28,7 +28,7 @@ class Lora:
 
     rank: int = 0
     alpha: float = 16.0
-    kernels: str = "encoder/layers/[0-9]+/attention/(query|value)/kernel"
+    kernels: str = "(encoder|decoder)/layers/[0-9]+/attention/(query|value)/kernel"
 
     def add(self, params: Tree, key: jax.Array) -> Tree:
         """The tree with fresh adapters beside it: A is drawn, B is 0, so that at first nothing changes.

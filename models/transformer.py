@@ -1,10 +1,13 @@
-"""The Transformer stack (Vaswani et al. 2017, arXiv:1706.03762): attention, feed-forward, blocks, encoder.
+"""The Transformer stack (Vaswani et al. 2017, arXiv:1706.03762): attention, feed-forward, blocks; one stack for encoder
+and decoder.
 
 Post-norm is the paper's order and BERT's; pre-norm moves each norm to the front of its branch and adds one at the end.
 Rows may be packed: `segment_ids` [batch, length] says which document a token belongs to, and no token sees another's.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +32,11 @@ class TransformerConfig:
     attention_dropout: float = 0.1  # on the attention probabilities
     layer_norm_epsilon: float = 1e-12
     initializer_range: float = 0.02
+
+    @property
+    def residual_stddev(self) -> float:
+        """Of the first weights of the maps that end a branch."""
+        return self.initializer_range
 
     def __post_init__(self) -> None:
         if self.num_heads == 0:
@@ -61,42 +69,59 @@ class TransformerConfig:
                 raise UserError(f"config.model.{name}", getattr(self, name), "Give a number above 0.")
 
 
+class Memory(NamedTuple):
+    """What a decoder looks at across: the encoder's output [batch, source, hidden] and its segments [batch, source]."""
+
+    hidden: Array
+    segment_ids: Array
+
+
+# What attentions look at, filled while a model is called: "self" and "cross", a layer's [batch, heads, asked, length].
+Watched = dict[str, list[Array]]
+
+
+class Cache(NamedTuple):
+    """Keys and values of one attention, [batch, heads, slots, head_dim] each."""
+
+    keys: Array
+    values: Array
+
+
 class Attention(nnx.Module):
-    """Multi-head self-attention within segments."""
+    """Multi-head attention; rotary where the config says so and the keys have positions."""
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
-        def linear() -> Linear:
-            return Linear(config.hidden_size, config.hidden_size, stddev=config.initializer_range, rngs=rngs)
+        def linear(stddev: float = config.initializer_range) -> Linear:
+            return Linear(config.hidden_size, config.hidden_size, stddev=stddev, rngs=rngs)
 
         self.config = config
-        self.query, self.key, self.value, self.output = linear(), linear(), linear(), linear()
+        self.query, self.key, self.value, self.output = linear(), linear(), linear(), linear(config.residual_stddev)
 
-    def __call__(
-        self,
-        x: Array,
-        segment_ids: Array,
-        positions: Array,
-        key: Array | None = None,
-        places: Array | None = None,
-    ) -> Array:
-        """[batch, length, hidden] to the same; `key` draws the dropout of the probabilities.
+    def keys_and_values(self, source: Array, positions: Array | None) -> tuple[Array, Array]:
+        """Of what is looked at, [batch, length, hidden]: each [batch, heads, length, head_dim]."""
+        # Heads go before length: XLA's CPU products run four times faster in this layout than with heads inside.
+        keys, values = (self._split_heads(layer(source)) for layer in (self.key, self.value))
+        return self._rotated(keys, positions), values
+
+    def probabilities(self, asking: Array, keys: Array, visible: Array, positions: Array | None) -> Array:
+        """How much each place looks at each key: float32 [batch, heads, asked, length].
 
         Args:
-            places: [batch, asked], the places that ask; the result is [batch, asked, hidden]. Without: all of them.
+            asking: [batch, asked, hidden]; `positions` [batch, asked] are theirs.
+            visible: Booleans that spread to [batch, heads, asked, length]; every place must see some key.
         """
-        asking, segments, at = (_take(array, places) for array in (x, segment_ids, positions))
-        # Heads go before length: XLA's CPU products run four times faster in this layout than with heads inside.
-        queries = self._split_heads(self.query(asking))
-        keys, values = (self._split_heads(layer(x)) for layer in (self.key, self.value))
-        if self.config.position == "rope":
-            queries, keys = rotate(queries, at), rotate(keys, positions)
+        queries = self._rotated(self._split_heads(self.query(asking)), positions)
         queries = queries * queries.shape[-1] ** -0.5
         scores = jnp.einsum("bhqd,bhkd->bhqk", queries, keys).astype(jnp.float32)
-        visible = segments[:, None, :, None] == segment_ids[:, None, None, :]
-        # Padding is a segment too (0) and sees itself, so that no row of the softmax is empty.
-        probabilities = jax.nn.softmax(jnp.where(visible, scores, -1e30)).astype(x.dtype)
-        probabilities = dropout(probabilities, self.config.attention_dropout, key)
+        return jax.nn.softmax(jnp.where(visible, scores, -1e30))
+
+    def look(self, probabilities: Array, values: Array, key: Array | None = None) -> Array:
+        """What is seen by these probabilities, [batch, asked, hidden]; `key` draws their dropout."""
+        probabilities = dropout(probabilities.astype(values.dtype), self.config.attention_dropout, key)
         return self.output(self._join_heads(jnp.einsum("bhqk,bhkd->bhqd", probabilities, values)))
+
+    def _rotated(self, heads: Array, positions: Array | None) -> Array:
+        return rotate(heads, positions) if self.config.position == "rope" and positions is not None else heads
 
     def _split_heads(self, x: Array) -> Array:
         batch, length, _ = x.shape
@@ -112,53 +137,137 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         self.activation = config.activation
-        stddev = config.initializer_range
-        self.up = Linear(config.hidden_size, config.intermediate_size, stddev=stddev, rngs=rngs)
-        self.down = Linear(config.intermediate_size, config.hidden_size, stddev=stddev, rngs=rngs)
+        width, inner = config.hidden_size, config.intermediate_size
+        self.up = Linear(width, inner, stddev=config.initializer_range, rngs=rngs)
+        self.down = Linear(inner, width, stddev=config.residual_stddev, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         return self.down(ACTIVATIONS[self.activation](self.up(x)))
 
 
 class Block(nnx.Module):
-    """Attention and feed-forward, each a residual branch with its norm."""
+    """Self-attention, in a decoder cross-attention, and feed-forward, each a residual branch with its norm."""
 
-    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs, crosses: bool = False):
+        def norm() -> LayerNorm:
+            return LayerNorm(config.hidden_size, epsilon=config.layer_norm_epsilon)
+
         self.config = config
-        self.attention = Attention(config, rngs)
-        self.attention_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_epsilon)
-        self.mlp = FeedForward(config, rngs)
-        self.mlp_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_epsilon)
+        self.attention, self.attention_norm = Attention(config, rngs), norm()
+        self.cross_attention = Attention(config, rngs) if crosses else None
+        self.cross_norm = norm() if crosses else None
+        self.mlp, self.mlp_norm = FeedForward(config, rngs), norm()
 
     def __call__(
         self,
         x: Array,
-        segment_ids: Array,
+        visible: Array,
         positions: Array,
         key: Array | None = None,
         places: Array | None = None,
+        memory: Cache | None = None,
+        memory_visible: Array | None = None,
+        watched: Watched | None = None,
     ) -> Array:
-        """[batch, length, hidden] to the same, or to [batch, asked, hidden] at `places` [batch, asked] alone."""
-        keys = [None] * 3 if key is None else [jax.random.fold_in(key, i) for i in range(3)]
+        """[batch, length, hidden] to the same, or to [batch, asked, hidden] at `places` [batch, asked] alone.
+
+        Args:
+            visible: which of the row's places each of them (or of `places`) sees; `memory_visible`: which of memory's.
+            watched: the probabilities of the attentions are added to it.
+        """
+        keys = [None] * 5 if key is None else [jax.random.fold_in(key, i) for i in range(5)]
 
         def attend(x: Array) -> Array:
-            return dropout(self.attention(x, segment_ids, positions, keys[0], places), self.config.dropout, keys[1])
+            seen, values = self.attention.keys_and_values(x, positions)
+            asking, at = _take(x, places), _take(positions, places)
+            probabilities = self.attention.probabilities(asking, seen, visible, at)
+            if watched is not None:
+                watched["self"].append(probabilities)
+            return self.attention.look(probabilities, values, keys[0])
 
-        def transform(x: Array) -> Array:
-            return dropout(self.mlp(x), self.config.dropout, keys[2])
+        x = self._add(attend, x, self.attention_norm, keys[1], places)
+        if memory is not None:
+            x = self._look_across(x, memory, memory_visible, keys[3:], watched)
+        return self._add(self.mlp, x, self.mlp_norm, keys[2])
 
-        if self.config.norm == "post":
-            x = self.attention_norm(_take(x, places) + attend(x))
-            return self.mlp_norm(x + transform(x))
-        x = _take(x, places) + attend(self.attention_norm(x))
-        return x + transform(self.mlp_norm(x))
+    def advance(
+        self,
+        x: Array,
+        visible: Array,
+        positions: Array,
+        cache: Cache,
+        slot: Array,
+        memory: Cache | None = None,
+        memory_visible: Array | None = None,
+    ) -> tuple[Array, Cache]:
+        """New places [batch, new, hidden] behind those in the cache: what they become, and the cache with them.
+
+        Args:
+            visible: which of the cache's places each of them sees, [batch, 1, new, slots].
+            cache: of the self-attention; the new places take the slots from `slot` on.
+            memory: keys and values of the cross-attention.
+        """
+
+        def attend(x: Array) -> Array:
+            nonlocal cache
+            new = self.attention.keys_and_values(x, positions)
+            cache = Cache(*(jax.lax.dynamic_update_slice_in_dim(cache[i], new[i], slot, 2) for i in range(2)))
+            return self.attention.look(self.attention.probabilities(x, cache.keys, visible, positions), cache.values)
+
+        x = self._add(attend, x, self.attention_norm)
+        if memory is not None:
+            x = self._look_across(x, memory, memory_visible)
+        return self._add(self.mlp, x, self.mlp_norm), cache
+
+    def remember(self, hidden: Array) -> Cache:
+        """What the cross-attention looks at, of an encoder's output [batch, length, hidden]."""
+        assert self.cross_attention is not None, "the block does not look across"
+        return Cache(*self.cross_attention.keys_and_values(hidden, None))
+
+    def _look_across(
+        self,
+        x: Array,
+        memory: Cache,
+        visible: Array | None,
+        keys: Sequence[Array | None] = (None, None),
+        watched: Watched | None = None,
+    ) -> Array:
+        """x [batch, asked, hidden] with what it sees of the memory; the keys draw both dropouts."""
+        assert self.cross_attention is not None and self.cross_norm is not None and visible is not None
+        attention = self.cross_attention
+
+        def cross(x: Array) -> Array:
+            probabilities = attention.probabilities(x, memory.keys, visible, None)
+            if watched is not None:
+                watched["cross"].append(probabilities)
+            return attention.look(probabilities, memory.values, keys[0])
+
+        return self._add(cross, x, self.cross_norm, keys[1])
+
+    def _add(
+        self,
+        branch: Callable[[Array], Array],
+        x: Array,
+        norm: LayerNorm,
+        key: Array | None = None,
+        places: Array | None = None,
+    ) -> Array:
+        """x, at `places`, and what the branch makes of it; normed behind or before."""
+        before, behind = (norm, _same) if self.config.norm == "pre" else (_same, norm)
+        return behind(_take(x, places) + dropout(branch(before(x)), self.config.dropout, key))
 
 
-class Encoder(nnx.Module):
-    """A stack of blocks; the pre-norm variant ends with a norm of its own."""
+class Stack(nnx.Module):
+    """Blocks, one behind the other: an encoder, or a decoder; the pre-norm variant ends with a norm of its own.
 
-    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
-        self.layers = nnx.List([Block(config, rngs) for _ in range(config.num_layers)])
+    Args:
+        causal: no place sees one behind it.
+        crosses: each block looks at a memory as well.
+    """
+
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs, *, causal: bool = False, crosses: bool = False):
+        self.causal = causal
+        self.layers = nnx.List([Block(config, rngs, crosses) for _ in range(config.num_layers)])
         self.norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_epsilon) if config.norm == "pre" else None
 
     def __call__(
@@ -168,21 +277,71 @@ class Encoder(nnx.Module):
         positions: Array,
         key: Array | None = None,
         places: Array | None = None,
+        memory: Memory | None = None,
+        watched: Watched | None = None,
     ) -> list[Array]:
         """All hidden states, the input first: num_layers + 1 arrays [batch, length, hidden]; the last is the output.
 
         Args:
             places: [batch, asked]; the last state is then [batch, asked, hidden], of these places alone, and most of
                 the last layer's work is saved.
+            memory: of a crossing stack; a place sees the memory's places of its own segment.
+            watched: the attention probabilities of each layer are added to it.
         """
         states = [x]
         for i, layer in enumerate(self.layers):
-            layer_key = None if key is None else jax.random.fold_in(key, i)
             asked = places if i == len(self.layers) - 1 else None
-            states.append(layer(states[-1], segment_ids, positions, layer_key, asked))
+            segments = _take(segment_ids, asked)
+            # Padding is a segment too (0) and sees itself, so that no row of the softmax is empty.
+            visible = _alike(segments, segment_ids)
+            if self.causal:
+                number = jnp.arange(x.shape[1])
+                at = number[None] if asked is None else asked
+                visible &= (at[:, :, None] >= number)[:, None]
+            across = None if memory is None else layer.remember(memory.hidden)
+            there = None if memory is None else _alike(segments, memory.segment_ids)
+            layer_key = None if key is None else jax.random.fold_in(key, i)
+            states.append(layer(states[-1], visible, positions, layer_key, asked, across, there, watched))
         if self.norm is not None:
             states[-1] = self.norm(states[-1])
         return states
+
+    def advance(
+        self,
+        x: Array,
+        visible: Array,
+        positions: Array,
+        caches: Sequence[Cache],
+        slot: Array,
+        memories: Sequence[Cache | None] = (),
+        memory_visible: Array | None = None,
+    ) -> tuple[Array, list[Cache]]:
+        """The output of new places [batch, new, hidden], and the caches of all layers with them; as Block's."""
+        advanced = []
+        for i, layer in enumerate(self.layers):
+            memory = memories[i] if memories else None
+            x, cache = layer.advance(x, visible, positions, caches[i], slot, memory, memory_visible)
+            advanced.append(cache)
+        return x if self.norm is None else self.norm(x), advanced
+
+    def remember(self, hidden: Array) -> list[Cache]:
+        """What the cross-attention of each layer looks at, computed once, of an encoder's output."""
+        return [layer.remember(hidden) for layer in self.layers]
+
+
+def empty_caches(config: TransformerConfig, batch: int, slots: int, dtype: jnp.dtype) -> list[Cache]:
+    """A cache for each layer, with room for so many places."""
+    shape = (batch, config.num_heads, slots, config.hidden_size // config.num_heads)
+    return [Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers)]
+
+
+def _alike(asking: Array, seen: Array) -> Array:
+    """Whether segments [batch, asked] and [batch, length] are the same: [batch, 1, asked, length]."""
+    return asking[:, None, :, None] == seen[:, None, None, :]
+
+
+def _same(x: Array) -> Array:
+    return x
 
 
 def _take(x: Array, places: Array | None) -> Array:
@@ -203,3 +362,10 @@ def encoder_flops(config: TransformerConfig, length: int, asked: int = 0) -> int
     keys_and_values = length * 2 * width**2
     whole = (config.num_layers - 1) * (length * per_asked + keys_and_values)
     return 2 * (whole + (asked or length) * per_asked + keys_and_values)
+
+
+def decoder_flops(config: TransformerConfig, length: int, source_length: int) -> int:
+    """The same of a stack that looks at a memory as well, over rows of such lengths."""
+    width = config.hidden_size
+    cross = 2 * length * width**2 + 2 * source_length * width**2 + 2 * length * source_length * width
+    return encoder_flops(config, length) + 2 * config.num_layers * cross

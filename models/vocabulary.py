@@ -15,52 +15,69 @@ from models.layers import Array, add_bias
 NEVER = -1e30  # the logit of what is no word; finite, so that no gradient is NaN
 
 
-def vocabulary_logits(hidden: Array, table: Array, bias: Array, size: int) -> Array:
+def vocabulary_logits(hidden: Array, table: Array, bias: Array | None, size: int) -> Array:
     """Float32 logits [..., entries] of `hidden` [..., hidden]; the table's entries from `size` on are never likely.
 
     Args:
         table: [entries, hidden]; padded to a round number of entries.
-        bias: [entries].
+        bias: [entries], if there is one.
         size: how many entries are words.
     """
-    logits = add_bias((hidden @ table.astype(hidden.dtype).T).astype(jnp.float32), bias)
+    logits = (hidden @ table.astype(hidden.dtype).T).astype(jnp.float32)
+    logits = logits if bias is None else add_bias(logits, bias)
     return logits if size == table.shape[0] else jnp.where(jnp.arange(table.shape[0]) < size, logits, NEVER)
 
 
-def vocabulary_cross_entropy(hidden: Array, table: Array, bias: Array, size: int, labels: Array) -> tuple[Array, Array]:
+def vocabulary_cross_entropy(
+    hidden: Array, table: Array, bias: Array | None, size: int, labels: Array, smoothing: float = 0.0
+) -> tuple[Array, Array]:
     """The cross-entropy in nats, and whether the label has the highest logit, both float32 as `labels` [...].
 
-    Args: as those of `vocabulary_logits`; `labels` are entries below `size`.
+    Args: as those of `vocabulary_logits`; `labels` are entries below `size`; of the target, a share `smoothing` is
+        spread evenly over all words (Szegedy et al. 2016, arXiv:1512.00567).
     """
-    loss, hit = _cross_entropy(hidden.reshape(-1, hidden.shape[-1]), table, bias, labels.reshape(-1), size)
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    loss, hit = _cross_entropy(rows, table, bias, labels.reshape(-1), size, smoothing)
     return loss.reshape(labels.shape), hit.reshape(labels.shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _cross_entropy(hidden: Array, table: Array, bias: Array, labels: Array, size: int) -> tuple[Array, Array]:
-    return _forward(hidden, table, bias, labels, size)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _cross_entropy(
+    hidden: Array, table: Array, bias: Array | None, labels: Array, size: int, smoothing: float
+) -> tuple[Array, Array]:
+    return _forward(hidden, table, bias, labels, size, smoothing)[0]
 
 
-def _forward(hidden: Array, table: Array, bias: Array, labels: Array, size: int) -> tuple[tuple[Array, Array], tuple]:
+def _forward(
+    hidden: Array, table: Array, bias: Array | None, labels: Array, size: int, smoothing: float
+) -> tuple[tuple[Array, Array], tuple]:
     products = jax.lax.dot_general(table.astype(hidden.dtype), hidden, (((1,), (1,)), ((), ())))
-    logits = products.astype(jnp.float32) + bias[:, None]  # [entries, rows]
+    logits = products.astype(jnp.float32)  # [entries, rows]
+    if bias is not None:
+        logits = logits + bias[:, None]
     if size != table.shape[0]:
         logits = jnp.where(jnp.arange(table.shape[0])[:, None] < size, logits, NEVER)
     highest = logits.max(0)
     normalizer = highest + jnp.log(jnp.exp(logits - highest).sum(0))
     of_label = jnp.take_along_axis(logits, labels[None], axis=0)[0]
     hit = (of_label >= highest).astype(jnp.float32)
-    return (normalizer - of_label, hit), (hidden, table, logits, normalizer, labels)
+    of_target = of_label
+    if smoothing:
+        of_target = (1 - smoothing) * of_label + smoothing * logits[:size].mean(0)
+    return (normalizer - of_target, hit), (hidden, table, bias, logits, normalizer, labels)
 
 
-def _backward(size: int, kept: tuple, gradients: tuple[Array, Array]) -> tuple[Array, Array, Array, None]:
-    hidden, table, logits, normalizer, labels = kept
-    is_label = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0) == labels
-    for_logits = (jnp.exp(logits - normalizer) - is_label) * gradients[0]
+def _backward(size: int, smoothing: float, kept: tuple, gradients: tuple[Array, Array]) -> tuple:
+    hidden, table, bias, logits, normalizer, labels = kept
+    number = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
+    target = (number == labels).astype(jnp.float32)
+    if smoothing:
+        target = (1 - smoothing) * target + jnp.where(number < size, smoothing / size, 0)
+    for_logits = (jnp.exp(logits - normalizer) - target) * gradients[0]
     narrow = for_logits.astype(hidden.dtype)
     for_hidden = jax.lax.dot_general(narrow, table.astype(hidden.dtype), (((0,), (0,)), ((), ())))
     for_table = jax.lax.dot_general(narrow, hidden, (((1,), (0,)), ((), ())))
-    return for_hidden, for_table.astype(table.dtype), for_logits.sum(1), None
+    return for_hidden, for_table.astype(table.dtype), None if bias is None else for_logits.sum(1), None
 
 
 _cross_entropy.defvjp(_forward, _backward)

@@ -133,7 +133,7 @@ def chosen_rules(whole_run: rules.Rules, layer_decay: float, num_layers: int, ad
     if layer_decay != 1:
         return layerwise_decay(num_layers, layer_decay)
     if adapters and whole_run == ALL_ALIKE:
-        return (("(embeddings|encoder)/.*", FREEZE), (".*", 1.0))
+        return (("(.*embeddings|encoder|decoder)/.*", FREEZE), (".*", 1.0))
     return whole_run
 
 
@@ -142,5 +142,5 @@ def layerwise_decay(num_layers: int, decay: float) -> rules.Rules:
 
     The last layer and what is above it train at the full rate, the layer below at `decay`, the embeddings slowest.
     """
-    layers = [(f"encoder/layers/{i}/.*", decay ** (num_layers - 1 - i)) for i in range(num_layers)]
-    return (("embeddings/.*", decay**num_layers), *layers, (".*", 1.0))
+    layers = [(f"(encoder|decoder)/layers/{i}/.*", decay ** (num_layers - 1 - i)) for i in range(num_layers)]
+    return ((".*embeddings/.*", decay**num_layers), *layers, (".*", 1.0))
