@@ -22,7 +22,7 @@ import tasks
 from cli import commandline, workdir
 from cli import config as configs
 from cli.origin import HUB, find_folder
-from configs import base, bert_classify, bert_mlm
+from configs import base, bert_classify, bert_mlm, gpt_lm, transformer_mt
 from errors import UserError
 from interop.adapters import export_adapters
 from interop.folder import ForeignModel, export_folder, open_folder
@@ -63,7 +63,7 @@ def _import(flags: Mapping[str, Any]) -> int:
         raise UserError("--workdir", f"{folder} holds a run already", "Give another folder.")
     found = open_folder(find_folder(flags["from"], "--from"), "--from")
     config = _config_of(found, flags["from"])
-    task = tasks.TASKS[config.task](config, found.tokenizer)
+    task = _task_of(found, config)
     _, shapes, _ = parameters.structure(task.build)
     account = parameters.account(shapes, found.params, "--from")
     for path in account.loaded:
@@ -93,6 +93,11 @@ def _config_of(found: ForeignModel, name: str) -> Any:
         config = bert_classify.get_config("base")
         config.data.problem, config.data.labels = found.problem, found.labels
         config.model.num_labels = found.params["classifier/bias"].size
+    elif "causal_lm" in found.heads:
+        config = gpt_lm.get_config("base")
+    elif "seq2seq" in found.heads:
+        config = transformer_mt.get_config("base")
+        config.data.source_len = found.model["max_positions"]
     elif "mlm" in found.heads:
         config = bert_mlm.get_config("base")
     else:
@@ -104,6 +109,12 @@ def _config_of(found: ForeignModel, name: str) -> Any:
     for field, value in {"name": found.name, **found.model}.items():
         config.model[field] = value
     return config
+
+
+def _task_of(found: ForeignModel, config: Any) -> Any:
+    """The task with the folder's tokenizers."""
+    target = {"target_tokenizer": found.target_tokenizer} if found.target_tokenizer else {}
+    return tasks.TASKS[config.task](config, found.tokenizer, **target)
 
 
 def _export(flags: Mapping[str, Any]) -> int:
@@ -199,7 +210,7 @@ def _verify(flags: Mapping[str, Any]) -> int:
 
     config = _config_of(found, flags["with"])
     config.data.seq_len = task.config.data.seq_len
-    other = tasks.TASKS[config.task](config, found.tokenizer)
+    other = _task_of(found, config)
     graphdef, shapes, _ = parameters.structure(other.build)
     there = nnx.merge(graphdef, parameters.graft(shapes, found.params), {})
     task.config.dtype = "float32"  # whatever the run computes in
@@ -222,7 +233,14 @@ def _verify(flags: Mapping[str, Any]) -> int:
 def _outputs(task: Any, model: Any) -> dict[str, np.ndarray]:
     """What the model says of the built-in texts: all hidden states, and the head's numbers."""
     _, batch, _ = next(line_batches(task, iter(TEXTS), len(TEXTS), "head"))
+    if task.config.task == "seq2seq":  # the texts' tokens are source and target
+        batch = {f"{side}_{name}": array for name, array in batch.items() for side in ("source", "target")}
+        size = task.target_tokenizer.vocab_size
+        logits = model(batch, size)[..., :size]
+        return {"hidden states": np.stack(model.hidden_states(batch)), "logits": np.asarray(logits)}
     outputs = {"hidden states": jnp.stack(model.hidden_states(batch))}
+    if task.config.task == "causal_lm":
+        outputs["logits"] = model(batch, task.tokenizer.vocab_size)[..., : task.tokenizer.vocab_size]
     everywhere = jnp.asarray(batch["positions"])
     size = task.tokenizer.vocab_size
     if task.config.task == "mlm":

@@ -48,13 +48,14 @@ def main(argv: list[str]) -> int:
 
     name = f"data-{fingerprint(flags['data'])[:8]}" if flags["data"] else flags["split"]
     source = flags["data"] or task.config.data[flags["split"]] or f"{task.config.data.train} (held out)"
-    values = task.metrics(sums, outputs)
+    written, shown = task.measure_texts(model, flags["split"], flags["data"])
+    values = task.metrics(sums, outputs) | written
     numbers = {metric: value if math.isfinite(value) else None for metric, value in values.items()}
-    result = {"step": step, "split": name, "source": source, **numbers, **task.details(outputs)}
+    result = {"step": step, "split": name, "source": source, **numbers, **task.details(outputs), **shown}
     target = folder / "eval" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
     workdir.write_json(target, result)
-    for picture, pixels in task.pictures(outputs).items():
+    for picture, pixels in task.pictures(outputs, model).items():
         Image.fromarray(pixels).save(target.parent / f"{name}.{picture}.png")
     for metric, value in values.items():
         print(f"{metric:20} {value:.6g}")

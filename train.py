@@ -17,6 +17,7 @@ from cli import environment  # isort: skip  (sets what JAX reads when it starts)
 import jax
 import numpy as np
 import optax
+from flax import nnx
 
 import tasks
 from cli import commandline, workdir
@@ -172,7 +173,7 @@ def main(argv: list[str]) -> int:
         logbook.scalars(step, "valid", values)
         progress.valid(step, values)
         if not quiet:
-            for name, pixels in task.pictures(outputs).items():
+            for name, pixels in task.pictures(outputs, run.model(state)).items():
                 logbook.picture(step, f"valid/{name}", pixels)
         return best.update(step, values)
 
@@ -238,6 +239,7 @@ class Run(NamedTuple):
         evaluate: the same for an evaluation, `-> ((sums, outputs), model_state)`.
         shapes: of the parameters.
         phases: what is trained from which step on.
+        model: the module of a state.
         optimizer, train_step, fresh_state: of a phase.
     """
 
@@ -245,6 +247,7 @@ class Run(NamedTuple):
     evaluate: Callable[..., Any]
     shapes: Any
     phases: list[Phase]
+    model: Callable[[Any], Any]
     optimizer: Callable[[Phase], PhaseOptimizer]
     train_step: Callable[[Phase], Callable[..., Any]]
     fresh_state: Callable[[Phase], Any]
@@ -300,6 +303,7 @@ def assemble(config: Any, task: Any) -> Run:
         evaluate=parameters.functional(graphdef, task.evaluate, lora),
         shapes=shapes,
         phases=make_phases(shapes, trained, chosen.phases),
+        model=lambda state: nnx.merge(graphdef, lora.merge(state["params"]), state.get("model_state", {})),
         optimizer=optimizer,
         train_step=train_step,
         fresh_state=fresh_state,

@@ -34,7 +34,7 @@ class Origin:
     Attributes:
         name: as messages tell of it.
         model: the model's name and fields.
-        tokenizer: the one whose ids the weights know.
+        tokenizer: the one whose ids the weights know; `target_tokenizer` that of the target, where it is another.
         labels: the labels of a classification head, in order; empty if there is none.
         weights: arrays by parameter path; empty if the run has a checkpoint of its own.
     """
@@ -44,6 +44,7 @@ class Origin:
     tokenizer: Tokenizer
     labels: tuple[str, ...]
     weights: dict[str, Any]
+    target_tokenizer: Tokenizer | None = None
 
     def drop(self, prefix: str) -> bool:
         """Leaves out the weights below a path; whether there were any."""
@@ -74,7 +75,10 @@ def open_origin(config: ConfigDict, workdir: Path, given: set[str], log: Callabl
         return None
     if kept and kept.get("init_from") == config.init_from and Checkpoints(workdir / "checkpoints").steps():
         tokenizer = load_tokenizer(workdir / "tokenizer")
-        origin = Origin(config.init_from, kept.model.to_dict(), tokenizer, tuple(kept.data.get("labels", ())), {})
+        own = workdir / "target_tokenizer"
+        target_tokenizer = load_tokenizer(own) if own.is_dir() else None
+        labels = tuple(kept.data.get("labels", ()))
+        origin = Origin(config.init_from, kept.model.to_dict(), tokenizer, labels, {}, target_tokenizer)
     elif _is_run(Path(config.init_from)):
         origin = _open_run(Path(config.init_from), log)
     else:
@@ -124,14 +128,18 @@ def _open_run(folder: Path, log: Callable[[str], None]) -> Origin:
     task, model = tasks.restore(folder, "last", log)
     weights = parameters.flatten(parameters.split(model)[1])
     name = f"{folder} (step {tasks.checkpoint_step(folder)})"
-    return Origin(name, task.config.model.to_dict(), task.tokenizer, tuple(task.config.data.get("labels", ())), weights)
+    labels = tuple(task.config.data.get("labels", ()))
+    target_tokenizer = getattr(task, "target_tokenizer", task.tokenizer)
+    other = None if target_tokenizer is task.tokenizer else target_tokenizer
+    return Origin(name, task.config.model.to_dict(), task.tokenizer, labels, weights, other)
 
 
 def _open_foreign(name: str, log: Callable[[str], None]) -> Origin:
     found = open_folder(find_folder(name, FIELD), FIELD)
     if found.left_over:
         log(f"init_from: of no use here: {', '.join(found.left_over)}")
-    return Origin(name, {"name": found.name, **found.model}, found.tokenizer, found.labels, dict(found.params))
+    model = {"name": found.name, **found.model}
+    return Origin(name, model, found.tokenizer, found.labels, dict(found.params), found.target_tokenizer)
 
 
 def _take_over(config: ConfigDict, origin: Origin, given: set[str]) -> None:

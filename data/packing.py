@@ -10,6 +10,8 @@ import numpy as np
 
 from data.masking import uniform
 
+OPEN = 1024  # rows of pairs that a pair may still go into; older ones are left as full as they are
+
 
 @dataclasses.dataclass(frozen=True)
 class Packing:
@@ -37,6 +39,11 @@ class Packing:
         """The share of all places that holds no token."""
         used = int(self.piece_length.sum(dtype=np.int64)) + self.extra * len(self.piece_length)
         return 1 - used / (len(self) * self.seq_len)
+
+    def documents(self, rows: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """The numbers of the documents, by the corpus' offsets, that stand in these rows."""
+        spans = [self.piece_start[self.row_offsets[row] : self.row_offsets[row + 1]] for row in rows]
+        return np.unique(np.searchsorted(offsets, np.concatenate(spans), side="right") - 1)
 
 
 def pack(offsets: np.ndarray, seq_len: int, extra: int = 2) -> Packing:
@@ -67,6 +74,67 @@ def pack(offsets: np.ndarray, seq_len: int, extra: int = 2) -> Packing:
     by_length = np.argsort(places + _chance(len(places), 1), kind="stable")
     piece_at[np.argsort(length_at, kind="stable")] = by_length
     return Packing(starts[piece_at], lengths[piece_at].astype(np.int32), row_offsets, seq_len, extra)
+
+
+def pack_pairs(
+    sources: np.ndarray, targets: np.ndarray, source_len: int, target_len: int
+) -> tuple[Packing, Packing, np.ndarray]:
+    """Puts pairs into rows by best fit, the largest first; the same input gives the same rows.
+
+    Args:
+        sources: offsets [pairs + 1] of the sources' tokens; `targets` those of the targets'.
+        source_len: places of a row for the sources, each with one more than it has tokens; `target_len` the same.
+
+    Returns:
+        The packings of both sides, with the same pieces in the same rows and one extra place each, the end; and int64
+        [pairs], the number of the pair of each piece. What does not fit into a row of its own is cut at its end.
+
+    Raises:
+        ValueError: there is no pair, or a row has no room for one.
+    """
+    rooms = np.array([source_len, target_len])
+    if len(sources) < 2 or rooms.min() < 2:
+        raise ValueError(f"nothing to pack: {len(sources) - 1} pairs into rows of {source_len} and {target_len}")
+    lengths = np.stack([np.diff(sources), np.diff(targets)], axis=1)
+    lengths = np.minimum(lengths, rooms - 1)
+    places = lengths + 1
+    share = places / rooms
+    # Among equals, and of the rows in the end, an order of chance: any run of rows is a fair sample.
+    chance = _chance(len(lengths), 0)
+    order = np.lexsort((chance, -share.sum(1).round(2), -share.max(1).round(2)))
+
+    row_of = np.empty(len(lengths), np.int64)
+    left = np.empty((OPEN, 2), np.int64)
+    number = np.empty(OPEN, np.int64)  # of the row that each open place holds
+    used = rows = 0
+    smallest = places.min(0)
+    for pair in order:
+        need = places[pair]
+        fits = (left[:used] >= need).all(1)
+        if fits.any():
+            candidates = np.flatnonzero(fits)
+            at = candidates[((left[candidates] - need) / rooms).sum(1).argmin()]
+        else:
+            if used < OPEN:
+                at, used = used, used + 1
+            else:
+                at = (left / rooms).min(1).argmin()  # the fullest makes room for a new row
+            left[at], number[at] = rooms, rows
+            rows += 1
+        row_of[pair] = number[at]
+        left[at] -= need
+        if (left[at] < smallest).any():  # no pair fits any more
+            used -= 1
+            left[at], number[at] = left[used], number[used]
+
+    row_of = np.argsort(_chance(rows, 1), kind="stable")[row_of]
+    pieces = np.lexsort((chance, row_of))
+    row_offsets = np.searchsorted(row_of[pieces], np.arange(rows + 1))
+    packings = [
+        Packing(offsets[:-1][pieces], lengths[pieces, side].astype(np.int32), row_offsets, int(rooms[side]), 1)
+        for side, offsets in enumerate((sources, targets))
+    ]
+    return packings[0], packings[1], pieces
 
 
 def gather_rows(

@@ -6,12 +6,12 @@ are first asked for, so a second run, whose tokens are cached, never reads them.
 
 import difflib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from data import files, pydocs, tfds
+from data import cldr, files, parallel, pydocs, tfds
 from data.cache import fingerprint
 from errors import UserError
 
@@ -40,14 +40,17 @@ KINDS: dict[str, Callable[[str, str, str, str], Source]] = {
     "csv": functools.partial(files.open_files, "csv"),
     "tsv": functools.partial(files.open_files, "tsv"),
     "tfds": tfds.open_tfds,
+    "parallel": parallel.open_parallel,
     "pydocs": pydocs.open_pydocs,
+    "cldr": cldr.open_cldr,
 }
+EMBEDDED = ("pydocs", "cldr")  # the kinds that need nothing behind a colon
 
 
 def open_source(
     spec: str, *, text: str = "text", document: str = "paragraph", field: str = "config.data.train"
 ) -> Source:
-    """Opens `pydocs` or `KIND:REST`.
+    """Opens `pydocs`, `cldr` or `KIND:REST`.
 
     Args:
         text: the column that holds the text, where there are columns.
@@ -57,12 +60,12 @@ def open_source(
     if document not in ("paragraph", "line", "file"):
         raise UserError("config.data.document", repr(document), "Choose paragraph, line or file.")
     kind, colon, rest = spec.partition(":")
-    if kind in KINDS and (bool(colon) == (kind != "pydocs")):
+    if kind in KINDS and (bool(colon) == (kind not in EMBEDDED)):
         return KINDS[kind](rest, text, document, field)
     if "/" in kind or (not colon and "." in kind):
         raise UserError(field, f"{spec!r} has no kind", f"Did you mean text:{spec}? Kinds: {', '.join(KINDS)}.")
     near = difflib.get_close_matches(kind, KINDS, n=1)
-    hint = f"Did you mean {near[0]}{'' if near[0] == 'pydocs' else ':' + (rest or 'PATH')}? " if near else ""
+    hint = f"Did you mean {near[0]}{'' if near[0] in EMBEDDED else ':' + (rest or 'PATH')}? " if near else ""
     raise UserError(field, f"{spec!r} is no source", f"{hint}Kinds: {', '.join(KINDS)}.")
 
 
@@ -73,7 +76,7 @@ def split_holdout(
 
     Args:
         rule: `hash` goes by the document's words, so that equal documents are on one side wherever they stand;
-            `tail` holds out the last documents.
+            `tail` holds out the last documents, or the end of the only one.
         share: how much is held out, between 0 and 1.
         by: the same records with another column as their text, whose words decide instead. So the second texts of
             pairs fall on the sides of the first.
@@ -83,6 +86,8 @@ def split_holdout(
     """
     if rule not in ("hash", "tail"):
         raise UserError("config.data.holdout", repr(rule), "Choose hash or tail.")
+    if rule == "tail" and len(source) == 1 and by is None:
+        return _Part(source, share, held_out=False), _Part(source, share, held_out=True)
     halves = _Halves(source, rule, share, source if by is None else by)
     return _Subset(halves, held_out=False), _Subset(halves, held_out=True)
 
@@ -144,6 +149,57 @@ class _Subset:
 
     def where(self, index: int) -> str:
         return self._halves.source.where(int(self._indices[index]))
+
+
+class _Part:
+    """The beginning of the one document that a source has, or its end, by characters."""
+
+    def __init__(self, source: Source, share: float, held_out: bool):
+        self._source, self._share, self._held_out = source, share, held_out
+        self.name = f"{source.name} ({'its end' if held_out else 'without its end'})"
+        self.fingerprint = fingerprint(source.fingerprint, "part", repr(share), str(held_out))
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Record:
+        record = self._source[index]
+        text = record["text"]
+        cut = min(max(round(len(text) * (1 - self._share)), 1), len(text) - 1)
+        return {**record, "text": text[cut:] if self._held_out else text[:cut]}
+
+    def where(self, index: int) -> str:
+        return self._source.where(index)
+
+
+def joined(*sources: Source) -> Source:
+    """The records of all of them, one source behind the other."""
+    return _Joined(sources)
+
+
+class _Joined:
+    def __init__(self, sources: Sequence[Source]):
+        self._sources = sources
+        self.name = " and ".join(dict.fromkeys(source.name for source in sources))
+        self.fingerprint = fingerprint("joined", *(source.fingerprint for source in sources))
+
+    def _find(self, index: int) -> tuple[Source, int]:
+        for source in self._sources:
+            if index < len(source):
+                return source, index
+            index -= len(source)
+        raise IndexError(index)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._sources))
+
+    def __getitem__(self, index: int) -> Record:
+        source, within = self._find(index)
+        return source[within]
+
+    def where(self, index: int) -> str:
+        source, within = self._find(index)
+        return source.where(within)
 
 
 def sample(source: Source, count: int) -> Source:

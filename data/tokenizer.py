@@ -25,8 +25,13 @@ from data.sources import Source
 from errors import UserError
 
 PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# What foreign vocabularies call them; GPT-2 has one for all, and no mask. The first that is there has the role.
+FOREIGN = {PAD: ("<pad>", "<|endoftext|>"), UNK: ("<unk>", "<|endoftext|>"), CLS: ("<s>", "<pad>", "<|endoftext|>")}
+FOREIGN |= {SEP: ("</s>", "<|endoftext|>"), MASK: ("<mask>",)}
 FIELD = "config.data.tokenizer"
 KINDS = ("wordpiece", "unigram", "bpe")
+PIECES = "pieces.json"  # beside a SentencePiece model whose pieces have other ids than its own
+CHARACTERS = "char"  # the kind without a number of pieces
 VERSION = 2  # of the training: raise it when the same text gives other pieces
 SMALLEST = {"wordpiece": 64, "unigram": 512, "bpe": 512}  # SentencePiece holds the 256 bytes as pieces
 COVERAGE = 0.9999  # of WordPiece's training text: of many characters the rarest stay out of the vocabulary
@@ -38,12 +43,17 @@ class Tokenizer(abc.ABC):
 
     def __init__(self, pieces: list[str], more_special: Iterable[int], content: bytes, name: str, field: str):
         ids = {piece: i for i, piece in enumerate(pieces)}
-        missing = [special for special in SPECIALS if special not in ids]
+        roles = {role: next((p for p in (role, *FOREIGN[role]) if p in ids), None) for role in SPECIALS}
+        own = PAD in ids or MASK in ids  # of the kind that is trained here: it must have them all
+        missing = [role for role, piece in roles.items() if piece is None and (own or role != MASK)]
         if missing:
             value = f"{name} has no {', '.join(missing)}"
             raise UserError(field, value, f"Give a tokenizer with {' '.join(SPECIALS)}.")
-        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (ids[special] for special in SPECIALS)
-        self.special_ids = tuple(sorted({*(ids[special] for special in SPECIALS), *more_special}))
+        self.roles = {role: piece for role, piece in roles.items() if piece is not None}
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
+            ids[self.roles[role]] if role in self.roles else -1 for role in SPECIALS
+        )
+        self.special_ids = tuple(sorted({*(ids[piece] for piece in self.roles.values()), *more_special}))
         self.vocab_size = len(pieces)
         self.fingerprint = fingerprint(content)
         self.vocabulary_hash = fingerprint(*pieces)  # what a model's embedding rows mean
@@ -130,8 +140,7 @@ class WordPiece(Tokenizer):
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "tokenizer.json").write_text(self._content, encoding="utf-8")
-        roles = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-        settings: dict[str, Any] = dict(zip(roles, SPECIALS, strict=True))
+        settings: dict[str, Any] = {f"{role[1:-1].lower()}_token": piece for role, piece in self.roles.items()}
         normalizer = self._about["normalizer"] or {}
         settings["do_lower_case"] = normalizer.get("lowercase", False)
         settings["strip_accents"] = normalizer.get("strip_accents")
@@ -142,6 +151,7 @@ class WordPiece(Tokenizer):
             (folder / "vocab.txt").write_text(vocabulary, encoding="utf-8")
         else:
             settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+            settings |= {"bos_token": self.roles[CLS], "eos_token": self.roles[SEP]}
             settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]  # it leaves types out
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
@@ -163,25 +173,40 @@ class WordPiece(Tokenizer):
 
 
 class SentencePiece(Tokenizer):
-    """A SentencePiece model, unigram or BPE."""
+    """A SentencePiece model, unigram or BPE.
 
-    def __init__(self, model: bytes, name: str, field: str):
-        self._model = model
+    Args:
+        pieces: all pieces by id, where these are others than the model's own; what is not among them is unknown.
+    """
+
+    def __init__(self, model: bytes, name: str, field: str, pieces: list[str] | None = None):
+        self._model, self._numbered = model, pieces is not None
         self._backend = sentencepiece.SentencePieceProcessor()
         self._backend.LoadFromSerializedProto(model)
         numbers = range(self._backend.GetPieceSize())
         control = [i for i in numbers if self._backend.IsControl(i) or self._backend.IsUnused(i)]
-        super().__init__([self._backend.IdToPiece(i) for i in numbers], control, model, name, field)
+        own = [self._backend.IdToPiece(i) for i in numbers]
+        if pieces is None:
+            super().__init__(own, control, model, name, field)
+            return
+        super().__init__(pieces, [], model + json.dumps(pieces).encode(), name, field)
+        ids = {piece: i for i, piece in enumerate(pieces)}
+        self._ids = np.array([ids.get(piece, self.unk_id) for piece in own], np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
+        if self._numbered:
+            return self._backend.DecodePieces([self._pieces[id] for id in self._ordinary(ids)])
         return self._backend.DecodeIds(self._ordinary(ids))
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "tokenizer.model").write_bytes(self._model)
+        if self._numbered:
+            (folder / PIECES).write_text(json.dumps(self._pieces, ensure_ascii=False), encoding="utf-8")
 
     def _encode_plain(self, texts: list[str]) -> list[list[int]]:
-        return self._backend.EncodeAsIds(texts) if texts else []
+        encoded = self._backend.EncodeAsIds(texts) if texts else []
+        return [self._ids[ids].tolist() for ids in encoded] if self._numbered else encoded
 
     def _continues(self, piece: str) -> bool:
         return not piece.startswith("▁") and not IDEOGRAPH.match(piece)  # Chinese sets no spaces between its words
@@ -199,10 +224,19 @@ def make_tokenizer(spec: str, source: Source, log: Callable[[str], None] = print
     """A tokenizer trained on `source`, the training split, or loaded from a path.
 
     Args:
-        spec: `wordpiece:N`, `unigram:N` or `bpe:N` with N pieces, or a file or folder to load.
+        spec: `wordpiece:N`, `unigram:N` or `bpe:N` with N pieces, `char` for single characters, or a file or folder to
+            load.
         log: is told when the text is too small to give as many pieces.
     """
     kind, colon, number = spec.partition(":")
+    if spec == CHARACTERS:
+        return load_tokenizer(
+            cached_folder(
+                "tokenizers",
+                fingerprint(VERSION, source.fingerprint, spec),
+                lambda folder: _collect_characters(source).save(folder),
+            )
+        )
     if kind not in KINDS:
         near = difflib.get_close_matches(kind, KINDS, n=1) if colon and not Path(spec).exists() else []
         if near:
@@ -235,11 +269,14 @@ def load_tokenizer(path: Path | str, field: str = FIELD) -> Tokenizer:
             raise UserError(field, f"{path} holds no tokenizer", "Name a tokenizer.json, vocab.txt or .model.")
         path = found[0]
     if not path.is_file():
-        mend = f"Give {', '.join(f'{kind}:N' for kind in KINDS)}, or the path of a tokenizer.json, vocab.txt or .model."
+        trained = ", ".join([*(f"{kind}:N" for kind in KINDS), CHARACTERS])
+        mend = f"Give {trained}, or the path of a tokenizer.json, vocab.txt or .model."
         raise UserError(field, f"no file {path}", mend)
     try:
         if path.suffix == ".model":
-            return SentencePiece(path.read_bytes(), str(path), field)
+            numbered = path.with_name(PIECES)
+            pieces = json.loads(numbered.read_text(encoding="utf-8")) if numbered.is_file() else None
+            return SentencePiece(path.read_bytes(), str(path), field, pieces)
         if path.suffix == ".txt":
             pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
             return WordPiece(_bert_backend(pieces, _settings(path)), str(path), field)
@@ -322,6 +359,19 @@ def _alphabet(source: Source, least: int, most: int) -> list[str]:
     covered = np.cumsum([count for count, _ in found])
     enough = int(np.searchsorted(covered, COVERAGE * covered[-1])) + 1
     return [char for _, char in found[: min(max(enough, least), most)]]
+
+
+def _collect_characters(source: Source) -> Tokenizer:
+    """Every character of the text is a piece, line breaks and spaces among them."""
+    characters = sorted({character for text in _texts(source) for character in text})
+    if not characters:
+        raise _empty(source)
+    ids = {piece: i for i, piece in enumerate([*SPECIALS, *characters])}
+    backend = tokenizers.Tokenizer(models.WordLevel(ids, unk_token=UNK))
+    backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens(list(SPECIALS))
+    return WordPiece(backend, "the characters", FIELD)
 
 
 def _train_sentencepiece(source: Source, kind: str, size: int) -> Tokenizer:

@@ -131,6 +131,36 @@ def scatter(predictions: np.ndarray, targets: np.ndarray) -> Figure:
     return _plain(figure, [FONT])
 
 
+def attention_maps(weights: np.ndarray, asking: Sequence[str], seen: Sequence[str]) -> Figure:
+    """How much each token, a row, looks at each of the columns' tokens; one panel for each head.
+
+    Args:
+        weights: float [heads, asking, seen], from 0 to 1.
+    """
+    heads = len(weights)
+    across = math.ceil(math.sqrt(heads))
+    down = math.ceil(heads / across)
+    names, families = _names([*asking, *seen])
+    rows, columns = names[: len(asking)], names[len(asking) :]
+    cell = 0.26 if heads == 1 else 0.17
+    width, height = max(1.2, cell * len(columns)), max(1.2, cell * len(rows))
+    figure = _figure(across * (width + 0.3) + _inches(rows) + 0.4, down * (height + 0.5) + _inches(columns) + 0.2)
+    panels = figure.subplots(down, across, squeeze=False)
+    size = 9 if heads == 1 else 7
+    for number, axes in enumerate(panels.flat):
+        if number >= heads:
+            axes.set_axis_off()
+            continue
+        axes.imshow(weights[number], cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axes.set_xticks(range(len(columns)), columns if number // across == (heads - 1) // across else [], rotation=90)
+        axes.set_yticks(range(len(rows)), rows if number % across == 0 else [])
+        axes.tick_params(length=0, labelsize=size, labelcolor=INK)
+        axes.spines[:].set_color(PALE)
+        if heads > 1:
+            axes.set_title(f"head {number}", loc="left", fontsize=8, color=INK, pad=3)
+    return _plain(figure, families)
+
+
 def render(figure: Figure) -> np.ndarray:
     """The figure's pixels, uint8 [height, width, 3]."""
     canvas = FigureCanvasAgg(figure)

@@ -43,6 +43,16 @@ class Family:
     tokenizer: str  # the tokenizer's class where nothing names one
     interleaved: bool = False  # rotary positions turn neighbours, where ours turn the halves of a head
     position_table: str = ""  # a tensor with the sines and cosines of all positions
+    stack: str = "encoder"  # our stack whose depth num_layers is
+    bare: tuple[str, ...] = ("embeddings.", "encoder.", "pooler.")  # how the backbone's names begin without `backbone`
+    always: tuple[str, ...] = ()  # our heads that every folder has
+    transposed: bool = True  # a kernel lies there as [outputs, inputs]
+    joined: tuple[str, ...] = ()  # our modules, by their last word, that are one of theirs, one behind the other
+    rows: Mapping[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # parameters that lie there as a matrix of one row
+    computed: tuple[str, ...] = ()  # tensors that follow from config.json: passed over
+    exported: bool = True  # a model of ours can be written as one of these
 
     def read_config(self, about: Mapping[str, Any], path: Path, field: str) -> dict[str, Any]:
         """The fields of our config that config.json decides.
@@ -60,15 +70,25 @@ class Family:
         model = dict(self.fixed)
         for name, (option, default) in self.fields.items():
             model[name] = about.get(option, default)
-            if not _fits(model[name], default):
-                kind = {str: "a word", float: "a number"}.get(type(default), "a whole number above 0")
+            if (
+                model[name] is None and default == 0 and default is not False
+            ):  # null stands for what follows from other options
+                model[name] = default
+            if model[name] != default and not _fits(model[name], default):
+                kind = {str: "a word", float: "a number", bool: "true or false"}.get(
+                    type(default), "a whole number above 0"
+                )
                 raise refuse(option, model[name], f"Mend it: it must be {kind}.")
         for option, name in self.equal.items():
             if about.get(option) not in (model[name], None):
                 mend = f"Choose a model where it is its {self.fields[name][0]}, {model[name]}: no other is computed."
                 raise refuse(option, about[option], mend)
         if model["activation"] not in ACTIVATIONS:
-            raise refuse("hidden_act", model["activation"], f"Choose a model with one of {', '.join(ACTIVATIONS)}.")
+            raise refuse(
+                self.fields["activation"][0],
+                model["activation"],
+                f"Choose a model with one of {', '.join(ACTIVATIONS)}.",
+            )
         model["activation"] = ACTIVATIONS[model["activation"]]
         try:
             MODELS[self.name].config(**model)
@@ -81,7 +101,9 @@ class Family:
     def write_config(self, model: Mapping[str, Any]) -> dict[str, Any]:
         """The options of config.json by the fields of our config."""
         about = {option: model[name] for name, (option, _) in self.fields.items()}
-        about["hidden_act"] = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == model["activation"])
+        about[self.fields["activation"][0]] = next(
+            theirs for theirs, ours in ACTIVATIONS.items() if ours == model["activation"]
+        )
         return {**about, **self.only, **{option: model[name] for option, name in self.equal.items()}}
 
     def full_names(self, names: Iterable[str], folder: Path, field: str) -> dict[str, str]:
@@ -95,7 +117,7 @@ class Family:
             full = name
             for old, new in OLD_LEAVES.items():
                 full = full.removesuffix(old) + new if full.endswith(old) else full
-            if full.startswith(("embeddings.", "encoder.", "pooler.")):
+            if full.startswith(self.bare):
                 full = self.backbone + full
             if full in found:
                 raise UserError(field, f"{folder} has {found[full]} and {name}, which are one", "Save the model anew.")
@@ -104,6 +126,8 @@ class Family:
 
     def full_name(self, path: str) -> str:
         """Their full name of a parameter of ours."""
+        if path in self.rows:
+            return self.rows[path]
         module, _, leaf = path.rpartition("/")
         layer = re.search(r"/layers/(\d+)/", module)
         number = layer[1] if layer else ""
@@ -113,13 +137,26 @@ class Family:
     def shapes(self, model: Mapping[str, Any], head: str, labels: int) -> dict[str, tuple[int, ...]]:
         """The parameters of our model with this head, path -> shape."""
         family = MODELS[self.name]
-        config = family.config(**{**model, "num_labels": labels})
+        config = family.config(**{**model, **({"num_labels": labels} if labels else {})})
         _, params, _ = parameters.structure(lambda rngs: family.heads[head](config, rngs))
         return {path: leaf.shape for path, leaf in parameters.flatten(params).items()}
 
+    def their_shape(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the tensor that a parameter of ours with this shape comes from."""
+        if path in self.rows:
+            return (1, *shape)
+        if self._part(path) is not None:
+            shape = (*shape[:-1], shape[-1] * len(self.joined))
+        return shape[::-1] if path.endswith("/kernel") and self.transposed else shape
+
     def to_ours(self, path: str, array: np.ndarray, num_heads: int) -> np.ndarray:
         """Their array as the parameter of ours."""
-        ours = array.T if path.endswith("/kernel") else array
+        if path in self.rows:
+            return np.ascontiguousarray(array[0])
+        ours = array.T if path.endswith("/kernel") and self.transposed else array
+        part = self._part(path)
+        if part is not None:
+            ours = np.split(ours, len(self.joined), axis=-1)[part]
         if self._turns(path):
             pairs = ours.reshape(*ours.shape[:-1], num_heads, -1, 2)
             ours = pairs.swapaxes(-1, -2).reshape(ours.shape)
@@ -127,10 +164,27 @@ class Family:
 
     def to_theirs(self, path: str, array: np.ndarray, num_heads: int) -> np.ndarray:
         """What `to_ours` turned into the array."""
+        if path in self.rows:
+            return np.ascontiguousarray(array[None])
         if self._turns(path):
             halves = array.reshape(*array.shape[:-1], num_heads, 2, -1)
             array = halves.swapaxes(-1, -2).reshape(array.shape)
-        return np.ascontiguousarray(array.T if path.endswith("/kernel") else array)
+        return np.ascontiguousarray(array.T if path.endswith("/kernel") and self.transposed else array)
+
+    def tensors(self, params: Mapping[str, np.ndarray], num_heads: int) -> dict[str, np.ndarray]:
+        """Their tensors, by full name, of parameters of ours."""
+        parts: dict[str, dict[int, np.ndarray]] = {}
+        for path, array in params.items():
+            parts.setdefault(self.full_name(path), {})[self._part(path) or 0] = self.to_theirs(path, array, num_heads)
+        return {
+            name: np.concatenate([of_name[i] for i in sorted(of_name)], -1) if len(of_name) > 1 else of_name[0]
+            for name, of_name in parts.items()
+        }
+
+    def _part(self, path: str) -> int | None:
+        """Which part of their tensor a parameter of ours is; None if it is the whole."""
+        module = path.rpartition("/")[0].rpartition("/")[2]
+        return self.joined.index(module) if module in self.joined else None
 
     def _turns(self, path: str) -> bool:
         """Whether rotary positions turn the outputs of this parameter, so that their order matters."""
@@ -139,6 +193,8 @@ class Family:
 
 def _fits(value: Any, default: Any) -> bool:
     """Whether an option has a value of its default's kind."""
+    if isinstance(default, bool):
+        return isinstance(value, bool)
     if isinstance(default, str):
         return isinstance(value, str)
     if isinstance(default, float):

@@ -15,13 +15,15 @@ from data.tokenizer import Tokenizer, WordPiece, load_tokenizer
 from errors import UserError
 from interop.bert import BERT
 from interop.family import Family
+from interop.gpt2 import GPT2
+from interop.marian import MARIAN, open_marian_tokenizers
 from interop.roformer import ROFORMER
 from interop.tensors import SINGLE, write_tensors
 from interop.weights import Weights
 from models import MODELS
 from models.layers import sinusoidal_positions
 
-FAMILIES = {family.model_type: family for family in (BERT, ROFORMER)}
+FAMILIES = {family.model_type: family for family in (BERT, ROFORMER, GPT2, MARIAN)}
 PROBLEMS = {  # problem_type -> our word
     "single_label_classification": "multiclass",
     "multi_label_classification": "multilabel",
@@ -40,7 +42,7 @@ class ForeignModel:
         folder: where it lies.
         name: the family in models.MODELS.
         model: the fields of that family's config that the folder decides.
-        tokenizer: the one whose ids the weights know.
+        tokenizer: the one whose ids the weights know; `target_tokenizer` that of the target, where it is another.
         labels: of a classification head, by id; empty if the folder names none, and for regression.
         problem: `multiclass`, `multilabel` or `regression`; empty without a classification head.
         heads: which heads the weights hold: `mlm`, `classification`.
@@ -53,6 +55,7 @@ class ForeignModel:
     name: str
     model: dict[str, Any]
     tokenizer: Tokenizer
+    target_tokenizer: Tokenizer | None
     labels: tuple[str, ...]
     problem: str
     heads: tuple[str, ...]
@@ -75,15 +78,21 @@ def open_folder(folder: Path, field: str = "config.init_from") -> ForeignModel:
     about = _read_json(config_path, field)
     family = _family(about, config_path, field)
     model = family.read_config(about, config_path, field)
-    tokenizer = _open_tokenizer(folder, about, family, field)
+    target_tokenizer = None
+    if family is MARIAN:
+        tokenizer, target_tokenizer = open_marian_tokenizers(folder, field)
+    else:
+        tokenizer = _open_tokenizer(folder, about, family, field)
     _check_vocabulary(tokenizer, model["vocab_size"], config_path, field)
     weights = Weights(folder, family, field)
 
-    classifier = family.full_name("classifier/kernel")
+    classifier = family.full_name("classifier/kernel") if "classifier" in family.modules else ""
     classifies = classifier in weights.names and _is_for_texts(about, family, weights.names)
     mlm = any(name.startswith("cls.predictions.") for name in weights.names)
-    heads = ("mlm",) * mlm + ("classification",) * classifies
-    model["pooler"] = family.full_name("pooler/kernel") in weights.names and bool(family.pooled & {"features", *heads})
+    heads = family.always + ("mlm",) * mlm + ("classification",) * classifies
+    if family.pooled:
+        pooled = family.full_name("pooler/kernel") in weights.names
+        model["pooler"] = pooled and bool(family.pooled & {"features", *heads})
     labels = _read_labels(about, config_path, field) if classifies else ()
     outputs = len(labels) or (sum(weights.stored(classifier).shape[:1]) if classifies else 0)
     problem = _read_problem(about, outputs, config_path, field) if classifies else ""
@@ -99,6 +108,7 @@ def open_folder(folder: Path, field: str = "config.init_from") -> ForeignModel:
         name=family.name,
         model=model,
         tokenizer=tokenizer,
+        target_tokenizer=target_tokenizer,
         labels=() if problem == "regression" else labels,
         problem=problem,
         heads=heads,
@@ -147,15 +157,17 @@ def export_folder(
     family = exporter(name, model)
     if not isinstance(tokenizer, WordPiece):
         mend = "Train with config.data.tokenizer=wordpiece:N to export."
-        raise UserError("config.data.tokenizer", "transformers opens no SentencePiece model as BERT's tokenizer", mend)
+        raise UserError("config.data.tokenizer", "transformers opens no SentencePiece model with this model", mend)
     pieces, outputs = tokenizer.vocab_size, params["classifier/bias"].size if head == "classification" else 0
-    model = {**model, "vocab_size": pieces, "pooler": "pooler/kernel" in params and head in family.pooled}
-    tensors, key_map = {}, {}
+    model = {**model, "vocab_size": pieces}
+    if family.pooled:
+        model["pooler"] = "pooler/kernel" in params and head in family.pooled
+    arrays, key_map = {}, {}
     for path, shape in family.shapes(model, head, outputs).items():
         array = np.asarray(params[path], np.float32)[: pieces if path in PADDED else None]
         assert array.shape == shape, f"{path} is {array.shape}, not {shape}"
-        key_map[path] = family.full_name(path)
-        tensors[key_map[path]] = family.to_theirs(path, array, model["num_heads"])
+        arrays[path], key_map[path] = array, family.full_name(path)
+    tensors = family.tensors(arrays, model["num_heads"])
     if family.position_table:
         head_size = model["hidden_size"] // model["num_heads"]
         tensors[family.position_table] = sinusoidal_positions(model["max_positions"], head_size)
@@ -165,6 +177,8 @@ def export_folder(
 
     about = {"architectures": [family.classes[head]], "model_type": family.model_type, **family.write_config(model)}
     about |= {"pad_token_id": tokenizer.pad_id, "dtype": "float32"}
+    if head == "causal_lm":  # a text begins and ends with the same token
+        about |= {"bos_token_id": tokenizer.sep_id, "eos_token_id": tokenizer.sep_id}
     if head == "classification":
         names = labels or [f"LABEL_{i}" for i in range(outputs)]
         assert len(names) == outputs, f"{len(names)} labels for {outputs} outputs"
@@ -207,7 +221,11 @@ def _family(about: Mapping[str, Any], path: Path, field: str) -> Family:
 
 def exporter(name: str, model: Mapping[str, Any]) -> Family:
     """The family that a model of ours is written as."""
-    families = [family for family in FAMILIES.values() if family.name == name]
+    exported = [family for family in FAMILIES.values() if family.exported]
+    families = [family for family in exported if family.name == name]
+    if not families:
+        known = ", ".join(dict.fromkeys(family.name for family in exported))
+        raise UserError("config.model.name", f"{name!r}, which cannot be exported", f"These can: {known}.")
     for option in ("norm", "position"):
         families, before = [family for family in families if family.fixed[option] == model[option]], families
         if not families:

@@ -33,7 +33,7 @@ class Weights:
 
     def check_depth(self, layers: int, config_path: Path) -> None:
         """Before the shapes of all layers are made, however many config.json dreams of."""
-        last = self.family.full_name(f"encoder/layers/{layers - 1}/mlp/down/kernel")
+        last = self.family.full_name(f"{self.family.stack}/layers/{layers - 1}/mlp/down/kernel")
         if last not in self.names:
             value = f"{self.folder} has no {last}, the last of {layers} layers by config.json"
             raise UserError(self.field, value, f"Use the {config_path.name} that was saved with the weights.")
@@ -47,7 +47,7 @@ class Weights:
         for path, shape in shapes.items():
             stored = self.stored(self.family.full_name(path))
             name = self.names[self.family.full_name(path)]
-            expected = shape[::-1] if path.endswith("/kernel") else shape
+            expected = self.family.their_shape(path, shape)
             if stored.shape != expected:
                 value = f"{stored.path}: {name} is {list(stored.shape)}, by config.json {list(expected)}"
                 raise UserError(self.field, value, "Use the config.json that was saved with the weights.")
@@ -84,5 +84,10 @@ class Weights:
 
     def left_over(self, paths: Iterable[str]) -> tuple[str, ...]:
         """The names in the folder that none of these parameters of ours comes from."""
-        used = {*map(self.family.full_name, paths), *self.family.ties, self.family.position_table}
+        used = {
+            *map(self.family.full_name, paths),
+            *self.family.ties,
+            *self.family.computed,
+            self.family.position_table,
+        }
         return tuple(sorted(name for full, name in self.names.items() if full not in used))

@@ -7,6 +7,8 @@ import dataclasses
 from typing import Any
 
 from models.bert import BertConfig, BertFeatures, BertForMaskedLM, BertForSequenceClassification
+from models.gpt import GptConfig, GptForCausalLM
+from models.seq2seq import Seq2Seq, Seq2SeqConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,4 +22,6 @@ MODELS = {
         BertConfig,
         {"mlm": BertForMaskedLM, "classification": BertForSequenceClassification, "features": BertFeatures},
     ),
+    "transformer": Family(Seq2SeqConfig, {"seq2seq": Seq2Seq}),
+    "gpt": Family(GptConfig, {"causal_lm": GptForCausalLM}),
 }

@@ -1,8 +1,8 @@
 """What is learned: one file per kind of problem, with its features, loss, metrics and predictions.
 
 A task is a class with what `tasks.mlm.MaskedLM` has: `create` and `restore`, `save`, `build`, `rows`, `loss`,
-`evaluate`, `metrics`, `metric_names`, `details`, `pictures`, `flops_per_row`, `Options` and `predict`. `TASKS` is the
-registry of the names that `config.task` may have.
+`evaluate`, `metrics`, `metric_names`, `measure_texts`, `details`, `pictures`, `flops_per_row`, `Options` and `predict`.
+`TASKS` is the registry of the names that `config.task` may have.
 """
 
 import json
@@ -17,15 +17,19 @@ from ml_collections import ConfigDict
 from errors import UserError
 from models import parameters
 from models.lora import Lora
+from tasks.causal_lm import CausalLM
 from tasks.classification import Classification
 from tasks.features import Features
 from tasks.mlm import MaskedLM
+from tasks.seq2seq import Seq2Seq
 from training.checkpoints import Checkpoints
 
 TASKS: dict[str, Any] = {
     "mlm": MaskedLM,
+    "causal_lm": CausalLM,
     "classification": Classification,
     "features": Features,
+    "seq2seq": Seq2Seq,
 }
 
 

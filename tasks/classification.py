@@ -164,7 +164,7 @@ class Classification(TextTask):
     def details(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return self.problem.details(*_of_texts(outputs))
 
-    def pictures(self, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def pictures(self, outputs: Mapping[str, np.ndarray], model: nnx.Module) -> dict[str, np.ndarray]:
         from evaluation.pictures import render
 
         return {name: render(figure) for name, figure in self.problem.pictures(*_of_texts(outputs)).items()}

@@ -1,6 +1,7 @@
 """Lines of predict.py as batches, and their embeddings: what tasks on whole texts share in their predictions."""
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from data.pipeline import Batch
 from errors import UserError
 from tasks.text import TextTask
 
+SORTED = 8  # batches whose lines are sorted by length
 SHORTEST = 16  # tokens in the narrowest batch; each wider one is twice as wide: a handful of compilations
 EMBEDDINGS = ("cls", "mean")
 
@@ -39,6 +41,30 @@ def line_batches(
             waiting = []
     if waiting:
         yield waiting, *_make_batch(task, waiting, batch_size, truncation, pair)
+
+
+def answer_in_order(
+    items: Iterator[Any], batch_size: int, length: Callable[[Any], int], answer: Callable[[list[Any]], list[Any]]
+) -> Iterator[Any]:
+    """The answer to each item, in their order, though items of like length are answered together.
+
+    Args:
+        length: of an item.
+        answer: to at most `batch_size` items at once.
+
+    Raises:
+        UserError: the batch size is no number above 0.
+    """
+    if batch_size < 1:
+        raise UserError("--batch_size", batch_size, "Give a number above 0.")
+    while chunk := list(itertools.islice(items, SORTED * batch_size)):
+        order = sorted(range(len(chunk)), key=lambda i: length(chunk[i]))
+        found: list[Any] = [None] * len(chunk)
+        for begin in range(0, len(order), batch_size):
+            together = order[begin : begin + batch_size]
+            for i, result in zip(together, answer([chunk[i] for i in together]), strict=True):
+                found[i] = result
+        yield from found
 
 
 def embed(

@@ -15,8 +15,9 @@ from data.corpus import tokenize_corpus
 from data.masking import Masking, mask_batch
 from data.packing import gather_rows, pack
 from data.pipeline import Batch, Rows
+from data.tokenizer import Tokenizer
 from errors import UserError
-from tasks.text import TextTask, open_split
+from tasks.text import Log, TextTask, open_split
 
 EVAL_SEED = 0  # the masks of an evaluation are the same in every run, so that runs can be compared
 
@@ -33,6 +34,11 @@ class MaskedLM(TextTask):
     """Makes masked rows, and says what loss, metrics and predictions are."""
 
     Options = FillMaskOptions
+
+    def __init__(self, config: Any, tokenizer: Tokenizer, log: Log = print):
+        if tokenizer.mask_id < 0:
+            raise UserError("config.data.tokenizer", "has no [MASK]", "Give a tokenizer that can hide a token.")
+        super().__init__(config, tokenizer, log)
 
     @staticmethod
     def check(config: Any) -> None:
@@ -67,8 +73,7 @@ class MaskedLM(TextTask):
             return batch | masked
 
         def records(rows: np.ndarray) -> np.ndarray:
-            spans = [packing.piece_start[packing.row_offsets[r] : packing.row_offsets[r + 1]] for r in rows]
-            return np.unique(np.searchsorted(corpus.offsets, np.concatenate(spans), side="right") - 1)
+            return packing.documents(rows, corpus.offsets)
 
         documents, tokens = len(corpus.offsets) - 1, len(corpus.tokens)
         summary = (

@@ -61,11 +61,7 @@ class TextTask:
     @classmethod
     def restore(cls, config: Any, folder: Path, log: Log) -> Any:
         """For a run that is there: the tokenizer that was saved with it in `folder`."""
-        tokenizer = load_tokenizer(folder / "tokenizer")
-        if tokenizer.vocabulary_hash != config.data.vocabulary_hash:
-            value = "is not the tokenizer that the run was trained with"
-            raise UserError(str(folder / "tokenizer"), value, "Put the run's own tokenizer back.")
-        return cls(config, tokenizer, log)
+        return cls(config, load_run_tokenizer(folder / "tokenizer", config.data.vocabulary_hash), log)
 
     @staticmethod
     def check(config: Any) -> None:
@@ -78,13 +74,26 @@ class TextTask:
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         return self.head(self.model_config, rngs, self.config.dtype)
 
+    def measure_texts(self, model: nnx.Module, split: str, source: str = "") -> tuple[dict[str, float], dict[str, Any]]:
+        """What can be said of the texts that the model writes for a split: metrics, and more as JSON."""
+        return {}, {}
+
     def details(self, outputs: Any) -> dict[str, Any]:
         """What an evaluation says beside its metrics, as JSON."""
         return {}
 
-    def pictures(self, outputs: Any) -> dict[str, np.ndarray]:
-        """Pictures of what an evaluation gave, by name: pixels, uint8 [height, width, 3]."""
+    def pictures(self, outputs: Any, model: nnx.Module) -> dict[str, np.ndarray]:
+        """Pictures of an evaluation's outputs, and of what the model does, by name: uint8 [height, width, 3]."""
         return {}
+
+
+def load_run_tokenizer(folder: Path, vocabulary_hash: str) -> Tokenizer:
+    """The tokenizer that was saved with a run; UserError if it is another."""
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.vocabulary_hash != vocabulary_hash:
+        value = "is not the tokenizer that the run was trained with"
+        raise UserError(str(folder), value, "Put the run's own tokenizer back.")
+    return tokenizer
 
 
 def open_splits(config: Any, text: str = "", limited: bool = True) -> tuple[Source, Source]:

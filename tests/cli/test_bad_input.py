@@ -254,7 +254,7 @@ def spoil_config(folder: Path, **changes) -> None:
 
 SPOILED = {
     "cut short": (lambda f: cut(f / "model.safetensors"), ("model.safetensors",)),
-    "an architecture that is not supported": (lambda f: spoil_config(f, model_type="gpt2"), ("gpt2", "bert")),
+    "an architecture that is not supported": (lambda f: spoil_config(f, model_type="t5"), ("t5", "bert")),
     "other sizes": (lambda f: spoil_config(f, intermediate_size=96), ("128", "96")),
     "pickle alone": (
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),

@@ -119,7 +119,7 @@ def test_metrics_are_those_of_scikit_learn_over_every_example_whatever_the_batch
 
 def test_pictures_are_pixels_of_confusion_and_roc(task, model):
     _, outputs = evaluated(task, model)
-    pictures = task.pictures(outputs)
+    pictures = task.pictures(outputs, None)
     assert set(pictures) == {"confusion_matrix", "roc_curve"}
     assert all(p.dtype == np.uint8 and p.shape[2] == 3 and p.std() > 0 for p in pictures.values())
 
@@ -215,7 +215,7 @@ def test_a_regression_learns_in_units_of_its_deviation_and_speaks_in_the_users(t
     assert values["mean_squared_error"] == pytest.approx(values["loss"] * task.config.data.target_scale**2, rel=1e-3)
     (answer,) = task.predict(model, iter(["a house of 3 rooms"]), ClassifyOptions())
     assert 2000 < answer["value"] < 4000 and "label" not in answer
-    assert list(values) == task.metric_names() and set(task.pictures(outputs)) == {"predictions"}
+    assert list(values) == task.metric_names() and set(task.pictures(outputs, None)) == {"predictions"}
 
 
 def test_any_number_of_labels_can_be_given_to_a_text(tmp_path):

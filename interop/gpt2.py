@@ -1,0 +1,52 @@
+"""GPT-2 in Hugging Face's layout: transformers' GPT2LMHeadModel."""
+
+from interop.family import Family
+
+GPT2 = Family(
+    model_type="gpt2",
+    name="gpt",
+    fixed={"norm": "pre", "position": "learned"},
+    fields={
+        "num_layers": ("n_layer", 12),
+        "hidden_size": ("n_embd", 768),
+        "num_heads": ("n_head", 12),
+        "intermediate_size": ("n_inner", 0),
+        "activation": ("activation_function", "gelu_new"),
+        "dropout": ("resid_pdrop", 0.1),
+        "attention_dropout": ("attn_pdrop", 0.1),
+        "layer_norm_epsilon": ("layer_norm_epsilon", 1e-5),
+        "initializer_range": ("initializer_range", 0.02),
+        "vocab_size": ("vocab_size", 50257),
+        "max_positions": ("n_positions", 1024),
+    },
+    only={
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+        "tie_word_embeddings": True,
+    },
+    equal={},
+    backbone="transformer.",
+    modules={
+        "embeddings/word": "transformer.wte",
+        "embeddings/position": "transformer.wpe",
+        "decoder/layers/N/attention_norm": "transformer.h.N.ln_1",
+        "decoder/layers/N/attention/query": "transformer.h.N.attn.c_attn",
+        "decoder/layers/N/attention/key": "transformer.h.N.attn.c_attn",
+        "decoder/layers/N/attention/value": "transformer.h.N.attn.c_attn",
+        "decoder/layers/N/attention/output": "transformer.h.N.attn.c_proj",
+        "decoder/layers/N/mlp_norm": "transformer.h.N.ln_2",
+        "decoder/layers/N/mlp/up": "transformer.h.N.mlp.c_fc",
+        "decoder/layers/N/mlp/down": "transformer.h.N.mlp.c_proj",
+        "decoder/norm": "transformer.ln_f",
+    },
+    ties={"lm_head.weight": "transformer.wte.weight"},
+    classes={"causal_lm": "GPT2LMHeadModel"},
+    pooled=frozenset(),
+    tokenizer="GPT2Tokenizer",
+    stack="decoder",
+    bare=("wte.", "wpe.", "h.", "ln_f."),
+    always=("causal_lm",),
+    transposed=False,
+    joined=("query", "key", "value"),
+)
