@@ -66,10 +66,11 @@ def main(argv: list[str]) -> int:
 
 def _continue(model: GptForCausalLM, tokens: jax.Array, new_tokens: int, beams: int) -> Any:
     rows, length = tokens.shape
+    make_logits = model.make_logits(model.config.vocab_size)
 
     def advance(tokens: Any, positions: Any, visible: Any, caches: Any, slot: Any) -> Any:
         hidden, caches = model.advance(tokens, positions, visible, caches, slot)
-        return model.logits(hidden[:, -1:], model.config.vocab_size), caches
+        return make_logits(hidden[:, -1:]), caches
 
     prompt = Prompt(tokens, jnp.full(rows, length))
     keys = jax.random.split(jax.random.key(0), rows)
@@ -78,6 +79,7 @@ def _continue(model: GptForCausalLM, tokens: jax.Array, new_tokens: int, beams: 
 
 def _translate(model: Seq2Seq, tokens: jax.Array, new_tokens: int, beams: int) -> Any:
     rows, length = tokens.shape
+    make_logits = model.make_logits(model.config.vocab_size)
     positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
     source = {"source_tokens": tokens, "source_positions": positions, "source_segment_ids": jnp.ones_like(tokens)}
     memories = model.remember(source)
@@ -85,7 +87,7 @@ def _translate(model: Seq2Seq, tokens: jax.Array, new_tokens: int, beams: int) -
     def advance(tokens: Any, positions: Any, visible: Any, caches: Any, slot: Any) -> Any:
         there = jnp.ones((1, 1, 1, length), bool)
         hidden, caches = model.advance(tokens, positions, visible, caches, slot, memories, there)
-        return model.logits(hidden, model.config.vocab_size), caches
+        return make_logits(hidden), caches
 
     make_caches = _caches(decoder_config(model.config), rows)
     start = jnp.zeros(rows, jnp.int32)

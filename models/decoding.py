@@ -18,6 +18,7 @@ from models.layers import Array
 from models.transformer import Cache
 
 FIRST_ROOM = 64  # slots that a text has in the caches at first; doubled when they are full
+BLOCK = 64  # scores that are looked through together for the largest
 IMPOSSIBLE = -1e9  # the score of what cannot be; finite, so that sums with it are numbers
 
 
@@ -118,7 +119,7 @@ def decode(
         """The state with one more token for each row, chosen by logits [batch, entries]."""
         number, ended = state["number"], state["ended"]
         chosen = choice(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, number))
-        told = jnp.take_along_axis(jax.nn.log_softmax(logits), chosen[:, None], -1)[:, 0]
+        told = jnp.take_along_axis(logits, chosen[:, None], -1)[:, 0] - jax.nn.logsumexp(logits, -1)
         chosen = jnp.where(ended, end_id, chosen)
         return {
             "number": number + 1,
@@ -214,7 +215,7 @@ def search_beams(
         entries = logits.shape[-1]
         scores = state["live"][:, :, None] + jax.nn.log_softmax(logits)
         # A beam has one end at most: among twice as many there are enough to live on.
-        best, index = jax.lax.top_k(scores.reshape(batch, -1), 2 * beams)
+        best, index = _largest(scores.reshape(batch, -1), 2 * beams)
         parents, tokens = index // entries, index % entries
         ends = tokens == end_id
         ended = with_ends(state, jnp.where(ends, best / penalty(number + 1), IMPOSSIBLE), number, parents)
@@ -237,7 +238,7 @@ def search_beams(
         # A live beam only becomes less likely, and the penalty forgives most at the greatest length.
         return (state["live"][:, 0] / penalty(max_tokens) > state["scores"][:, -1]).any()
 
-    rooms = _rooms(1, max_tokens)
+    rooms = _rooms(1, max_tokens, slots_a_step=beams)
     state: dict[str, Any] = {
         "number": jnp.zeros((), jnp.int32),  # of the steps that are done
         "last": jnp.broadcast_to(start[:, None], (batch, beams)),
@@ -271,9 +272,24 @@ def read_beams(found: Beams) -> tuple[list[list[int]], np.ndarray]:
     return texts, scores[:, 0]
 
 
-def _rooms(least: int, most: int) -> list[int]:
-    """How many steps the caches have room for, one after the other: doubled from `FIRST_ROOM`, up to `most`."""
-    rooms = [FIRST_ROOM]
+def _largest(x: Array, count: int) -> tuple[Array, Array]:
+    """As `jax.lax.top_k` over the last axis of [rows, many], which on a CPU sorts where comparing is enough.
+
+    The largest stand in the blocks with the largest maxima, so only as many blocks are looked through.
+    """
+    rows, many = x.shape
+    if many % BLOCK or many // BLOCK <= count:
+        return jax.lax.top_k(x, count)
+    blocks = x.reshape(rows, -1, BLOCK)
+    _, chosen = jax.lax.top_k(blocks.max(-1), count)
+    found = jnp.take_along_axis(blocks, chosen[:, :, None], axis=1).reshape(rows, -1)
+    largest, index = jax.lax.top_k(found, count)
+    return largest, jnp.take_along_axis(chosen, index // BLOCK, axis=1) * BLOCK + index % BLOCK
+
+
+def _rooms(least: int, most: int, slots_a_step: int = 1) -> list[int]:
+    """How many steps the caches have room for, one after the other: doubled from `FIRST_ROOM` slots, up to `most`."""
+    rooms = [max(FIRST_ROOM // slots_a_step, 1)]
     while rooms[-1] < least:
         rooms[-1] *= 2
     while rooms[-1] < most:

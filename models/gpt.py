@@ -4,7 +4,7 @@ Equal to transformers' GPT2LMHeadModel on the same weights; `norm`, `position` a
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from flax import nnx
 from errors import UserError
 from models.layers import Array, Embedding, dropout, sinusoidal_positions
 from models.transformer import Cache, Stack, TransformerConfig, Watched, encoder_flops
-from models.vocabulary import vocabulary_cross_entropy, vocabulary_logits
+from models.vocabulary import make_logits, vocabulary_cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ class GptForCausalLM(nnx.Module):
         Args:
             size: how many of the `vocab_size` entries are words; the others are never likely.
         """
-        return self.logits(self.hidden_states(batch, key)[-1], size)
+        return self.make_logits(size)(self.hidden_states(batch, key)[-1])
 
     def cross_entropy(
         self, batch: Mapping[str, Array], labels: Array, size: int, key: Array | None = None
@@ -99,9 +99,9 @@ class GptForCausalLM(nnx.Module):
         hidden = self.hidden_states(batch, key)[-1]
         return vocabulary_cross_entropy(hidden, self.embeddings.word.embedding[...], None, size, labels)
 
-    def logits(self, hidden: Array, size: int) -> Array:
-        """Of hidden states [..., hidden]: float32 [..., vocab_size]."""
-        return vocabulary_logits(hidden, self.embeddings.word.embedding[...], None, size)
+    def make_logits(self, size: int) -> Callable[[Array], Array]:
+        """From hidden states [..., hidden] to logits [..., vocab_size]; to be made once for many steps."""
+        return make_logits(self.embeddings.word.embedding[...], None, size, self.dtype)
 
     def advance(
         self, tokens: Array, positions: Array, visible: Array, caches: Sequence[Cache], slot: Array

@@ -5,7 +5,7 @@ Equal to transformers' MarianMTModel on the same weights; `norm` and `position` 
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from flax import nnx
 from errors import UserError
 from models.layers import Array, Embedding, dropout, sinusoidal_positions
 from models.transformer import Cache, Memory, Stack, TransformerConfig, Watched, decoder_flops, encoder_flops
-from models.vocabulary import vocabulary_cross_entropy, vocabulary_logits
+from models.vocabulary import make_logits, vocabulary_cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Seq2Seq(nnx.Module):
         Args:
             size: how many of the entries are words; the others are never likely.
         """
-        return self.logits(self.hidden_states(batch, key)[-1], size)
+        return self.make_logits(size)(self.hidden_states(batch, key)[-1])
 
     def cross_entropy(
         self, batch: Mapping[str, Array], labels: Array, size: int, key: Array | None = None, smoothing: float = 0.0
@@ -123,9 +123,9 @@ class Seq2Seq(nnx.Module):
         hidden = self.hidden_states(batch, key)[-1]
         return vocabulary_cross_entropy(hidden, *self._head(), size, labels, smoothing)
 
-    def logits(self, hidden: Array, size: int) -> Array:
-        """Of the decoder's hidden states [..., hidden]: float32 [..., entries]."""
-        return vocabulary_logits(hidden, *self._head(), size)
+    def make_logits(self, size: int) -> Callable[[Array], Array]:
+        """From the decoder's hidden states [..., hidden] to logits [..., entries]; to be made once for many steps."""
+        return make_logits(*self._head(), size, self.dtype)
 
     def remember(self, batch: Mapping[str, Array]) -> list[Cache]:
         """What the decoder looks at in the source, of each layer; computed once for a whole text."""

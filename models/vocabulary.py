@@ -6,6 +6,7 @@ fastest; and their gradient is made in one pass, without a scatter.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,19 @@ def vocabulary_logits(hidden: Array, table: Array, bias: Array | None, size: int
         bias: [entries], if there is one.
         size: how many entries are words.
     """
-    logits = (hidden @ table.astype(hidden.dtype).T).astype(jnp.float32)
-    logits = logits if bias is None else add_bias(logits, bias)
-    return logits if size == table.shape[0] else jnp.where(jnp.arange(table.shape[0]) < size, logits, NEVER)
+    return make_logits(table, bias, size, hidden.dtype)(hidden)
+
+
+def make_logits(table: Array, bias: Array | None, size: int, dtype: jnp.dtype) -> Callable[[Array], Array]:
+    """`vocabulary_logits` as a function of `hidden` alone, for a loop's steps: the table is turned once, outside."""
+    turned = table.astype(dtype).T
+
+    def logits(hidden: Array) -> Array:
+        logits = (hidden @ turned).astype(jnp.float32)
+        logits = logits if bias is None else add_bias(logits, bias)
+        return logits if size == table.shape[0] else jnp.where(jnp.arange(table.shape[0]) < size, logits, NEVER)
+
+    return logits
 
 
 def vocabulary_cross_entropy(

@@ -174,10 +174,11 @@ class CausalLM(TextTask):
         unsaid = np.arange(self.model_config.vocab_size) >= tokenizer.vocab_size  # entries that are never said
         unsaid[[id for id in tokenizer.special_ids if id != tokenizer.sep_id]] = True
 
+        make_logits = model.make_logits(tokenizer.vocab_size)
+
         def advance(tokens: Any, positions: Any, visible: Any, caches: Any, slot: Any) -> Any:
             hidden, caches = model.advance(tokens, positions, visible, caches, slot)
-            logits = model.logits(hidden[:, -1:], tokenizer.vocab_size)
-            return jnp.where(unsaid, NEVER, logits), caches
+            return jnp.where(unsaid, NEVER, make_logits(hidden[:, -1:])), caches
 
         def make_caches(slots: int) -> Any:
             return empty_caches(self.model_config, batch, slots, model.dtype)

@@ -308,9 +308,11 @@ class Seq2Seq(TextTask):
         unsaid = np.arange(model.logits_size) >= tokenizer.vocab_size  # entries that are never said
         unsaid[[id for id in tokenizer.special_ids if id != tokenizer.sep_id]] = True
 
+        make_logits = model.make_logits(tokenizer.vocab_size)
+
         def advance(tokens: Any, positions: Any, visible: Any, caches: Any, slot: Any) -> Any:
             hidden, caches = model.advance(tokens, positions, visible, caches, slot, memories, there)
-            return jnp.where(unsaid, NEVER, model.logits(hidden, tokenizer.vocab_size)), caches
+            return jnp.where(unsaid, NEVER, make_logits(hidden)), caches
 
         def make_caches(slots: int) -> Any:
             return empty_caches(decoder_config(self.model_config), rows, slots, model.dtype)

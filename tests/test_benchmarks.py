@@ -15,6 +15,7 @@ SMALL = ["--vocab=512", "--rows=4", "--seq_len=32", "--steps=2"]
         ["benchmarks.classify_step", *SMALL[1:], "--frozen=1", "--init_from={pretrained}", "--train=csv:{labelled}"],
         ["benchmarks.overhead", "--variant=smoke", "--blocks=10", "--steps=3"],
         ["benchmarks.mlm_quality", "--variant=smoke", "--seconds=2", "--train=text:{corpus}", "--valid=text:{corpus}"],
+        ["benchmarks.decode", "--layers=1", "--width=32", "--vocab=512", "--batch=2", "--new_tokens=4", "--beams=2"],
         ["benchmarks.start", "--config=configs/bert_mlm.py:smoke", "--repeats=1"],
     ],
     ids=lambda words: words[0],

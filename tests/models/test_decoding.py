@@ -27,7 +27,7 @@ def make(entries=24, positions=LONGEST, **changes):
 def steps_of(model, batch):
     def advance(tokens, positions, visible, caches, slot):
         hidden, caches = model.advance(tokens, positions, visible, caches, slot)
-        return model.logits(hidden, model.config.vocab_size), caches
+        return model.make_logits(model.config.vocab_size)(hidden), caches
 
     return advance, lambda slots: empty_caches(model.config, batch, slots, model.dtype)
 

@@ -100,7 +100,7 @@ def test_the_loss_and_the_gradient_of_every_parameter_are_those_of_transformers(
 def test_greedy_decoding_says_what_that_of_transformers_says(model):
     def advance(tokens, positions, visible, caches, slot):
         hidden, caches = model.advance(tokens, positions, visible, caches, slot)
-        return model.logits(hidden, 96), caches
+        return model.make_logits(96)(hidden), caches
 
     def make_caches(slots):
         return empty_caches(CONFIG, 3, slots, model.dtype)

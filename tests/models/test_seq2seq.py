@@ -121,7 +121,7 @@ def steps_of(model):
 
     def advance(tokens, positions, visible, caches, slot):
         hidden, caches = model.advance(tokens, positions, visible, caches, slot, memories, there)
-        return jnp.where(np.arange(96) < 2, -1e30, model.logits(hidden, 96)), caches
+        return jnp.where(np.arange(96) < 2, -1e30, model.make_logits(96)(hidden)), caches
 
     return advance, lambda slots: empty_caches(decoder_config(CONFIG), 3, slots, model.dtype)
 
@@ -176,7 +176,7 @@ def test_packed_pairs_do_not_see_each_other_and_cached_decoding_agrees(options):
         def advance(model, token, i, caches, memories, there):
             visible = (jnp.arange(8) <= i)[None, None, None]
             hidden, caches = model.advance(token[None, None], i[None, None], visible, caches, i, memories, there)
-            return model.logits(hidden, entries)[0, 0], caches
+            return model.make_logits(entries)(hidden)[0, 0], caches
 
         for i, token in enumerate(target):
             found, caches = advance(model, np.int32(token), np.int32(i), caches, memories, there)
