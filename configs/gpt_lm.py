@@ -5,6 +5,7 @@
     python train.py --config=configs/gpt_lm.py:shakespeare_char --config.data.train=text:tinyshakespeare.txt
     echo "returns the" | python predict.py --workdir=runs/gpt_lm --temperature=0.8 --top_k=40
 
+The first takes eight minutes on two cores, to 1.345 bits a held-out byte; :shakespeare_char two, to a loss of 1.73.
 Sizes: :tiny (the default) 2 × 128, :mini 4 × 256, :small 4 × 512, :base 12 × 768 as GPT-2 (for accelerators).
 :shakespeare_char has the small setting of nanoGPT on characters: 4 × 128, 64 characters of context, batches of 12,
 2,000 steps, random windows of one text whose last tenth is held out. :smoke is for tests.

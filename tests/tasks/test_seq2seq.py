@@ -6,6 +6,7 @@ import pytest
 import sacrebleu
 from flax import nnx
 
+import eval as evaluation
 import train
 from cli import config as configs
 from data.pipeline import eval_batches
@@ -92,34 +93,33 @@ def test_no_source_is_on_both_sides_and_sides_stay_together(task):
     assert not half["train"] & half["valid"] and half["valid"]
 
 
-def test_a_trained_run_translates_and_measures_as_sacrebleu_does(pairs, tmp_path, command):
+def test_a_trained_run_translates_and_measures_as_sacrebleu_does(pairs, tmp_path, command, capsys):
     """With a tokenizer for each side."""
     run = tmp_path / "run"
-    arguments = ["train.py", "--config=configs/transformer_mt.py:smoke", f"--workdir={run}"]
-    arguments += ["--config.data.target_tokenizer=unigram:512"]
-    arguments += [f"--config.data.train=tsv:{pairs}", "--config.data.source=en", "--config.data.target=de"]
-    arguments += ["--config.train.steps=400", "--config.optimizer.learning_rate=3e-3", "--config.train.batch_size=16"]
-    arguments += ["--config.train.eval_every=0", "--config.train.checkpoint_every=0", "--config.model.hidden_size=64"]
-    trained = command(*arguments)
-    assert trained.returncode == 0, trained.stderr
-    evaluated = command("eval.py", f"--workdir={run}")
-    assert evaluated.returncode == 0, evaluated.stderr
+    words = ["train.py", "--config=configs/transformer_mt.py:smoke", f"--workdir={run}"]
+    words += [f"--config.data.train=tsv:{pairs}", "--config.data.source=en", "--config.data.target=de"]
+    words += ["--config.data.target_tokenizer=unigram:512", "--config.model.hidden_size=64"]
+    words += ["--config.train.steps=300", "--config.optimizer.learning_rate=3e-3", "--config.train.batch_size=16"]
+    words += ["--config.train.eval_every=0", "--config.train.checkpoint_every=0"]
+    assert train.main(words) == 0
+    assert evaluation.main(["eval.py", f"--workdir={run}"]) == 0
     result = json.loads((run / "eval" / "valid.json").read_text())
     shown = result["translations"]
-    assert 0 < len(shown) <= 20 and "reference" in evaluated.stdout
+    assert 0 < len(shown) <= 20 and f"reference    {shown[0]['reference']}" in capsys.readouterr().out
     assert result["bleu"] > 30 and result["chrf"] > 30 and 0 < result["exact_match"] <= 1
     assert result["bleu_signature"].startswith("nrefs:1") and "tok:13a" in result["bleu_signature"]
+    assert (run / "eval" / "valid.attention_cross.png").is_file()
 
     sources = "\n".join(pair["source"] for pair in shown)
-    for flags in ((), ("--beams=2", "--length_penalty=0", "--batch_size=3")):
-        said = command("predict.py", f"--workdir={run}", *flags, input=sources)
-        assert said.returncode == 0, said.stderr
-        answers = [json.loads(line) for line in said.stdout.splitlines()]
-        assert [answer["text"] for answer in answers] == [pair["source"] for pair in shown]
-        assert {"translation", "score", "tokens"} <= set(answers[0])
-    by_two = [json.loads(line)["translation"] for line in said.stdout.splitlines()]
-    bleu = sacrebleu.corpus_bleu(by_two, [[pair["reference"] for pair in shown]]).score
-    assert bleu > 30
+    flags = ("--beams=2", "--length_penalty=0", "--batch_size=3", f"--attention={tmp_path / 'pictures'}")
+    said = command("predict.py", f"--workdir={run}", *flags, input=sources)
+    assert said.returncode == 0, said.stderr
+    answers = [json.loads(line) for line in said.stdout.splitlines()]
+    assert [answer["text"] for answer in answers] == [pair["source"] for pair in shown]
+    assert {"translation", "score", "tokens"} <= set(answers[0])
+    by_two = [answer["translation"] for answer in answers]
+    assert sacrebleu.corpus_bleu(by_two, [[pair["reference"] for pair in shown]]).score > 30
+    assert len(list((tmp_path / "pictures").glob("*.cross.png"))) == len(shown)
 
 
 def test_lines_that_are_too_long_are_cut_and_the_answer_says_so(task, model):
