@@ -99,7 +99,7 @@ def test_a_trained_run_translates_and_measures_as_sacrebleu_does(pairs, tmp_path
     words = ["train.py", "--config=configs/transformer_mt.py:smoke", f"--workdir={run}"]
     words += [f"--config.data.train=tsv:{pairs}", "--config.data.source=en", "--config.data.target=de"]
     words += ["--config.data.target_tokenizer=unigram:512", "--config.model.hidden_size=64"]
-    words += ["--config.train.steps=300", "--config.optimizer.learning_rate=3e-3", "--config.train.batch_size=16"]
+    words += ["--config.train.steps=450", "--config.optimizer.learning_rate=3e-3", "--config.train.batch_size=16"]
     words += ["--config.train.eval_every=0", "--config.train.checkpoint_every=0"]
     assert train.main(words) == 0
     assert evaluation.main(["eval.py", f"--workdir={run}"]) == 0
