@@ -239,3 +239,12 @@ def test_more_beams_never_find_a_worse_text_here():
     best = [search(model, [0, 5, 9], beams, 10)[1] for beams in (1, 4, 16)]
     for fewer, more in itertools.pairwise(best):
         assert (more >= fewer - 1e-4).all()
+
+
+@pytest.mark.parametrize("many", [24, 640, 64 * 40])
+def test_the_largest_are_those_of_top_k_also_where_blocks_are_looked_through(many):
+    x = jax.random.normal(jax.random.key(2), (5, many)).at[1].set(jnp.arange(many)).at[2].set(-jnp.arange(many))
+    values, places = decoding._largest(x, 8)
+    expected, where = jax.lax.top_k(x, 8)
+    np.testing.assert_array_equal(values, expected)
+    np.testing.assert_array_equal(places, where)

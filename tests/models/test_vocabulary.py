@@ -59,3 +59,20 @@ def test_bfloat16_activations_give_a_float32_loss_and_gradients_of_their_own_kin
         lambda h, t: vocabulary_cross_entropy(h, t, BIAS, ENTRIES, LABELS)[0].sum(), (0, 1)
     )(narrow, TABLE)
     assert for_hidden.dtype == jnp.bfloat16 and for_table.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("size", [ENTRIES, 37])
+@pytest.mark.parametrize("bias", [BIAS, None], ids=["bias", "no bias"])
+def test_a_smoothed_target_is_spread_over_the_words_alone_and_so_is_its_gradient(size, bias):
+    def plain(hidden, table):
+        logits = (hidden @ table.T + (0 if bias is None else bias))[..., :size]
+        target = 0.9 * jax.nn.one_hot(LABELS, size) + 0.1 / size
+        return -(target * jax.nn.log_softmax(logits)).sum(-1)
+
+    def ours(hidden, table):
+        return vocabulary_cross_entropy(hidden, table, bias, size, LABELS, 0.1)[0]
+
+    np.testing.assert_allclose(ours(HIDDEN, TABLE), plain(HIDDEN, TABLE), rtol=1e-5)
+    gradients = [jax.grad(lambda h, t, f=f: (f(h, t) * WEIGHTS).sum(), (0, 1))(HIDDEN, TABLE) for f in (ours, plain)]
+    for mine, other in zip(*gradients, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-6)
