@@ -178,6 +178,8 @@ def joined(*sources: Source) -> Source:
 
 
 class _Joined:
+    """Several sources, one behind the other."""
+
     def __init__(self, sources: Sequence[Source]):
         self._sources = sources
         self.name = " and ".join(dict.fromkeys(source.name for source in sources))

@@ -20,8 +20,8 @@ from models.decoding import Choice, Prompt, Texts, decode
 from models.transformer import empty_caches
 from models.vocabulary import NEVER
 from tasks.attention import attention_figures, save_figures, watch
-from tasks.lines import SHORTEST, answer_in_order
-from tasks.text import TextTask, open_split
+from tasks.lines import answer_in_order, bucket
+from tasks.text import TextTask, open_split, token_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,17 +105,10 @@ class CausalLM(TextTask):
 
     def metrics(self, sums: Mapping[str, float], outputs: Any = None) -> dict[str, float]:
         """Mean cross-entropy of a token, its exponential, bits for a byte of text, share of tokens that were named."""
-        weight = max(sums["weight"], 1.0)
-        loss = sums["loss"] / weight
-        return {
-            "loss": loss,
-            "perplexity": math.exp(min(loss, 700.0)),
-            "bits_per_byte": sums["loss"] / math.log(2) / max(sums["bytes"], 1e-9),
-            "accuracy": sums["correct"] / weight,
-        }
+        return {**token_metrics(sums), "bits_per_byte": sums["loss"] / math.log(2) / max(sums["bytes"], 1e-9)}
 
     def metric_names(self) -> list[str]:
-        return ["loss", "perplexity", "bits_per_byte", "accuracy"]
+        return ["loss", "perplexity", "accuracy", "bits_per_byte"]
 
     def flops_per_row(self) -> int:
         """Floating-point operations of the matrix products of one forward pass over a training row."""
@@ -127,7 +120,7 @@ class CausalLM(TextTask):
         """For each line its `text`, the `continuation`, its log-probability as `score`, and its number of `tokens`."""
         choice = Choice(options.temperature, options.top_k, options.top_p)
         choice.check(self.tokenizer.vocab_size)
-        room = self._room()
+        room = self.model_config.max_positions
         if not 1 <= options.max_tokens < room:
             mend = f"Give a number from 1 to {room - 1}: the model has {room} positions, and a prompt needs one."
             raise UserError("--max_tokens", options.max_tokens, mend)
@@ -146,9 +139,7 @@ class CausalLM(TextTask):
         numbered = ((number, line, encode(line)) for number, line in enumerate(lines))
 
         def answer(batch: list[tuple[int, str, np.ndarray]]) -> list[dict[str, Any]]:
-            width = SHORTEST
-            while width < max(len(prompt) for _, _, prompt in batch):
-                width *= 2
+            width = bucket(max(len(prompt) for _, _, prompt in batch))
             filled = batch + batch[-1:] * (options.batch_size - len(batch))  # what is there twice ends when it ends
             tokens = np.full((options.batch_size, width), self.tokenizer.pad_id, np.int32)
             for row, (_, _, prompt) in enumerate(filled):
@@ -163,10 +154,6 @@ class CausalLM(TextTask):
             return [self._answer(line, found, row) for row, (_, line, _) in enumerate(batch)]
 
         yield from answer_in_order(numbered, options.batch_size, lambda item: len(item[2]), answer)
-
-    def _room(self) -> int:
-        """The most tokens that a text can have: rotary positions know no end, but the training's was here."""
-        return self.model_config.max_positions
 
     def _go_on(self, model: Any, prompt: Prompt, keys: jax.Array, choice: Choice, max_tokens: int) -> Texts:
         batch = len(prompt.tokens)
@@ -188,7 +175,7 @@ class CausalLM(TextTask):
     def _attention(self, model: Any, text: np.ndarray) -> dict[str, Any]:
         """Figures of what each token looks at."""
         ids = text[: self.model_config.max_positions]
-        tokens = np.full((1, 1 << (len(ids) - 1).bit_length()), self.tokenizer.pad_id, np.int32)
+        tokens = np.full((1, bucket(len(ids))), self.tokenizer.pad_id, np.int32)
         tokens[0, : len(ids)] = ids
         positions = np.arange(tokens.shape[1], dtype=np.int32)[None]
         there = (positions < len(ids)).astype(np.int32)

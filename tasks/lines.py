@@ -43,6 +43,14 @@ def line_batches(
         yield waiting, *_make_batch(task, waiting, batch_size, truncation, pair)
 
 
+def bucket(length: int) -> int:
+    """The width of a batch whose longest text has so many tokens."""
+    width = SHORTEST
+    while width < length:
+        width *= 2
+    return width
+
+
 def answer_in_order(
     items: Iterator[Any], batch_size: int, length: Callable[[Any], int], answer: Callable[[list[Any]], list[Any]]
 ) -> Iterator[Any]:
@@ -109,10 +117,7 @@ def _make_batch(
     ids = {"cls_id": task.tokenizer.cls_id, "sep_id": task.tokenizer.sep_id}
     examples = build_examples(corpora[0], corpora[1] if pair else None, seq_len=seq_len, truncation=truncation, **ids)
     lengths = np.diff(examples.offsets)
-    width = SHORTEST
-    while width < lengths.max():
-        width *= 2
-    width = min(width, seq_len)
+    width = min(bucket(lengths.max()), seq_len)
 
     inside = np.arange(width) < lengths[:, None]
     shape = (batch_size, width)

@@ -17,7 +17,7 @@ from data.packing import gather_rows, pack
 from data.pipeline import Batch, Rows
 from data.tokenizer import Tokenizer
 from errors import UserError
-from tasks.text import Log, TextTask, open_split
+from tasks.text import Log, TextTask, open_split, token_metrics
 
 EVAL_SEED = 0  # the masks of an evaluation are the same in every run, so that runs can be compared
 
@@ -106,9 +106,7 @@ class MaskedLM(TextTask):
 
     def metrics(self, sums: Mapping[str, float], outputs: Any = None) -> dict[str, float]:
         """Mean cross-entropy, its exponential, and the share of hidden tokens that were named."""
-        weight = max(sums["weight"], 1.0)
-        loss = sums["loss"] / weight
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "accuracy": sums["correct"] / weight}
+        return token_metrics(sums)
 
     def metric_names(self) -> list[str]:
         return ["loss", "perplexity", "accuracy"]

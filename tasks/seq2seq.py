@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,8 @@ from models.seq2seq import decoder_config
 from models.transformer import empty_caches
 from models.vocabulary import NEVER
 from tasks.attention import attention_figures, save_figures, watch
-from tasks.lines import SHORTEST, answer_in_order, with_cut
-from tasks.text import Log, TextTask, load_run_tokenizer, open_split, open_splits
+from tasks.lines import answer_in_order, bucket, with_cut
+from tasks.text import Log, TextTask, load_run_tokenizer, open_split, open_splits, token_metrics
 
 PICTURED = 32  # tokens of a text whose attention is drawn in an evaluation
 SHOWN = 20  # translations that eval.py shows beside their references
@@ -180,9 +179,7 @@ class Seq2Seq(TextTask):
 
     def metrics(self, sums: Mapping[str, float], outputs: Any = None) -> dict[str, float]:
         """Mean cross-entropy of a target's token, its exponential, and the share of tokens that were named."""
-        weight = max(sums["weight"], 1.0)
-        loss = sums["loss"] / weight
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "accuracy": sums["correct"] / weight}
+        return token_metrics(sums)
 
     def metric_names(self) -> list[str]:
         return ["loss", "perplexity", "accuracy"]
@@ -249,10 +246,7 @@ class Seq2Seq(TextTask):
             return np.append(own.encode_batch([line])[0], np.int32(own.sep_id))
 
         def answer(items: list[tuple[int, str, np.ndarray]]) -> list[dict[str, Any]]:
-            width = SHORTEST
-            while width < max(len(ids) for _, _, ids in items):
-                width *= 2
-            width = min(width, longest)
+            width = min(bucket(max(len(ids) for _, _, ids in items)), longest)
             filled = items + items[-1:] * (options.batch_size - len(items))  # what is there twice ends when it ends
             tokens = np.full((options.batch_size, width), own.pad_id, np.int32)
             for row, (_, _, ids) in enumerate(filled):
@@ -328,10 +322,8 @@ class Seq2Seq(TextTask):
 
 
 def _padded(side: str, ids: Sequence[int] | np.ndarray, pad_id: int) -> Batch:
-    """One text as a batch of one row, as wide as a power of two, so that few widths are compiled."""
-    width = SHORTEST
-    while width < len(ids):
-        width *= 2
+    """One text as a batch of one row, in a width of which there are few to compile."""
+    width = bucket(len(ids))
     tokens = np.full((1, width), pad_id, np.int32)
     tokens[0, : len(ids)] = ids
     positions = np.arange(width, dtype=np.int32)[None]

@@ -1,7 +1,8 @@
 """What every task on texts has: a tokenizer, splits of a source, and a model whose sizes follow from both."""
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,13 @@ class TextTask:
     def pictures(self, outputs: Any, model: nnx.Module) -> dict[str, np.ndarray]:
         """Pictures of an evaluation's outputs, and of what the model does, by name: uint8 [height, width, 3]."""
         return {}
+
+
+def token_metrics(sums: Mapping[str, float]) -> dict[str, float]:
+    """Mean cross-entropy of the tokens that count, its exponential, and the share of them that were named."""
+    weight = max(sums["weight"], 1.0)
+    loss = sums["loss"] / weight
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "accuracy": sums["correct"] / weight}
 
 
 def load_run_tokenizer(folder: Path, vocabulary_hash: str) -> Tokenizer:
