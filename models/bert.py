@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from errors import UserError
-from models.layers import ACTIVATIONS, Array, Embedding, LayerNorm, Linear, dropout, sinusoidal_positions
+from models.layers import ACTIVATIONS, Array, Embedding, LayerNorm, Linear, WordsAndPositions, dropout
 from models.transformer import Stack, TransformerConfig, encoder_flops
 from models.vocabulary import vocabulary_cross_entropy, vocabulary_logits
 
@@ -36,31 +36,23 @@ class BertConfig(TransformerConfig):
             raise UserError("config.model.type_vocab_size", self.type_vocab_size, "Give a number above 0.")
 
 
-class BertEmbeddings(nnx.Module):
+class BertEmbeddings(WordsAndPositions):
     """The sum of word, position and token-type embeddings, normalised."""
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs):
-        def table(entries: int) -> Embedding:
-            return Embedding(entries, config.hidden_size, stddev=config.initializer_range, rngs=rngs)
-
-        self.config = config
-        self.word = table(config.vocab_size)
-        self.position = table(config.max_positions) if config.position == "learned" else None
-        self.token_type = table(config.type_vocab_size)
-        self.norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_epsilon)
+        width, stddev = config.hidden_size, config.initializer_range
+        super().__init__(config.vocab_size, width, config.position, config.max_positions, stddev=stddev, rngs=rngs)
+        self.dropout = config.dropout
+        self.token_type = Embedding(config.type_vocab_size, width, stddev=stddev, rngs=rngs)
+        self.norm = LayerNorm(width, epsilon=config.layer_norm_epsilon)
 
     def __call__(self, batch: Mapping[str, Array], dtype: jnp.dtype, key: Array | None = None) -> Array:
-        x = self.word(batch["tokens"], dtype)
-        if self.position is not None:
-            x = x + self.position(batch["positions"], dtype)
-        elif self.config.position == "sinusoidal":
-            table = sinusoidal_positions(self.config.max_positions, self.config.hidden_size)
-            x = x + jnp.asarray(table, dtype)[batch["positions"]]
+        x = self.summed(batch["tokens"], batch["positions"], dtype)
         if "token_types" in batch:
             x = x + self.token_type(batch["token_types"], dtype)
         else:  # one text a segment: all of type 0
             x = x + self.token_type.embedding[...][0].astype(dtype)
-        return dropout(self.norm(x), self.config.dropout, key)
+        return dropout(self.norm(x), self.dropout, key)
 
 
 class Bert(nnx.Module):

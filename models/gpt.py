@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from errors import UserError
-from models.layers import Array, Embedding, dropout, sinusoidal_positions
+from models.layers import Array, WordsAndPositions, dropout
 from models.transformer import Cache, Stack, TransformerConfig, Watched, encoder_flops
 from models.vocabulary import make_logits, vocabulary_cross_entropy
 
@@ -38,27 +38,6 @@ class GptConfig(TransformerConfig):
                 )
 
 
-class GptEmbeddings(nnx.Module):
-    """The sum of word and position embeddings."""
-
-    def __init__(self, config: GptConfig, rngs: nnx.Rngs):
-        def table(entries: int) -> Embedding:
-            return Embedding(entries, config.hidden_size, stddev=config.initializer_range, rngs=rngs)
-
-        self.config = config
-        self.word = table(config.vocab_size)
-        self.position = table(config.max_positions) if config.position == "learned" else None
-
-    def __call__(self, tokens: Array, positions: Array, dtype: jnp.dtype, key: Array | None = None) -> Array:
-        x = self.word(tokens, dtype)
-        if self.position is not None:
-            x = x + self.position(positions, dtype)
-        elif self.config.position == "sinusoidal":
-            table = sinusoidal_positions(self.config.max_positions, self.config.hidden_size)
-            x = x + jnp.asarray(table, dtype)[positions]
-        return dropout(x, self.config.dropout, key)
-
-
 class GptForCausalLM(nnx.Module):
     """The decoder and its head, which is the word embedding: each place names the next token.
 
@@ -69,7 +48,10 @@ class GptForCausalLM(nnx.Module):
     def __init__(self, config: GptConfig, rngs: nnx.Rngs, dtype: str = "float32"):
         self.config = config
         self.dtype = jnp.dtype(dtype)
-        self.embeddings = GptEmbeddings(config, rngs)
+        width, stddev = config.hidden_size, config.initializer_range
+        self.embeddings = WordsAndPositions(
+            config.vocab_size, width, config.position, config.max_positions, stddev=stddev, rngs=rngs
+        )
         self.decoder = Stack(config, rngs, causal=True)
 
     def hidden_states(
@@ -81,7 +63,8 @@ class GptForCausalLM(nnx.Module):
             watched: the attention probabilities of each layer are added to it.
         """
         keys = [None] * 2 if key is None else [jax.random.fold_in(key, i) for i in range(2)]
-        x = self.embeddings(batch["tokens"], batch["positions"], self.dtype, keys[0])
+        x = self.embeddings.summed(batch["tokens"], batch["positions"], self.dtype)
+        x = dropout(x, self.config.dropout, keys[0])
         return self.decoder(x, batch["segment_ids"], batch["positions"], keys[1], watched=watched)
 
     def __call__(self, batch: Mapping[str, Array], size: int, key: Array | None = None) -> Array:
@@ -112,7 +95,7 @@ class GptForCausalLM(nnx.Module):
             visible: which of the caches' places each of them sees, [batch, 1, new, slots].
             slot: the place of the first of them in the caches.
         """
-        x = self.embeddings(tokens, positions, self.dtype)
+        x = self.embeddings.summed(tokens, positions, self.dtype)
         return self.decoder.advance(x, visible, positions, caches, slot)
 
     @staticmethod

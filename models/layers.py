@@ -80,6 +80,30 @@ class Embedding(nnx.Module):
         return self.embedding[...][ids].astype(dtype)
 
 
+class WordsAndPositions(nnx.Module):
+    """The embeddings that every family begins with: `word`, and `position` where positions are learned.
+
+    Args:
+        position: how a token is told its place: `learned` and `sinusoidal` add to the word, `rope` is attention's.
+        rows: how many positions there are.
+    """
+
+    def __init__(self, entries: int, hidden: int, position: str, rows: int, *, stddev: float, rngs: nnx.Rngs):
+        self.kind, self.rows, self.hidden = position, rows, hidden
+        self.word = Embedding(entries, hidden, stddev=stddev, rngs=rngs)
+        self.position = Embedding(rows, hidden, stddev=stddev, rngs=rngs) if position == "learned" else None
+
+    def summed(self, tokens: Array, positions: Array, dtype: jnp.dtype, scale: float = 1.0) -> Array:
+        """[batch, length, hidden] of tokens and positions [batch, length]; the word's part is multiplied by `scale`."""
+        x = self.word(tokens, dtype)
+        x = x if scale == 1.0 else x * scale
+        if self.position is not None:
+            return x + self.position(positions, dtype)
+        if self.kind == "sinusoidal":
+            return x + jnp.asarray(sinusoidal_positions(self.rows, self.hidden), dtype)[positions]
+        return x
+
+
 class LayerNorm(nnx.Module):
     """Ba et al. 2016, arXiv:1607.06450; the statistics are taken in float32."""
 

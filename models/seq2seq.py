@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from errors import UserError
-from models.layers import Array, Embedding, dropout, sinusoidal_positions
+from models.layers import Array, Embedding, WordsAndPositions, dropout
 from models.transformer import Cache, Memory, Stack, TransformerConfig, Watched, decoder_flops, encoder_flops
 from models.vocabulary import make_logits, vocabulary_cross_entropy
 
@@ -41,29 +41,19 @@ class Seq2SeqConfig(TransformerConfig):
                 raise UserError(f"config.model.{name}", getattr(self, name), mend)
 
 
-class Seq2SeqEmbeddings(nnx.Module):
+class Seq2SeqEmbeddings(WordsAndPositions):
     """Words and positions of one side or, where they share a vocabulary, of both."""
 
     def __init__(self, config: Seq2SeqConfig, entries: int, rngs: nnx.Rngs):
-        def table(entries: int) -> Embedding:
-            # Scaled up by its root, a width of this deviation gives embeddings of deviation 1.
-            stddev = config.hidden_size**-0.5 if config.scale_embeddings else config.initializer_range
-            return Embedding(entries, config.hidden_size, stddev=stddev, rngs=rngs)
-
-        self.config = config
-        self.word = table(entries)
-        self.position = table(config.max_positions) if config.position == "learned" else None
+        width = config.hidden_size
+        # Scaled up by the root of the width, words of this deviation come to a deviation of 1.
+        stddev = width**-0.5 if config.scale_embeddings else config.initializer_range
+        super().__init__(entries, width, config.position, config.max_positions, stddev=stddev, rngs=rngs)
+        self.scale = math.sqrt(width) if config.scale_embeddings else 1.0
+        self.dropout = config.dropout
 
     def __call__(self, tokens: Array, positions: Array, dtype: jnp.dtype, key: Array | None = None) -> Array:
-        x = self.word(tokens, dtype)
-        if self.config.scale_embeddings:
-            x = x * math.sqrt(self.config.hidden_size)
-        if self.position is not None:
-            x = x + self.position(positions, dtype)
-        elif self.config.position == "sinusoidal":
-            table = sinusoidal_positions(self.config.max_positions, self.config.hidden_size)
-            x = x + jnp.asarray(table, dtype)[positions]
-        return dropout(x, self.config.dropout, key)
+        return dropout(self.summed(tokens, positions, dtype, self.scale), self.dropout, key)
 
 
 class Seq2Seq(nnx.Module):
