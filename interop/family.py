@@ -2,12 +2,13 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data.tokenizer import Tokenizer
 from errors import UserError
 from models import MODELS, parameters
 
@@ -53,6 +54,8 @@ class Family:
     )  # parameters that lie there as a matrix of one row
     computed: tuple[str, ...] = ()  # tensors that follow from config.json: passed over
     exported: bool = True  # a model of ours can be written as one of these
+    # (folder, name of the flag) -> tokenizers of source and target, where a folder of this type has two
+    open_tokenizers: Callable[[Path, str], tuple[Tokenizer, Tokenizer]] | None = None
 
     def read_config(self, about: Mapping[str, Any], path: Path, field: str) -> dict[str, Any]:
         """The fields of our config that config.json decides.

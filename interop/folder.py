@@ -16,7 +16,7 @@ from errors import UserError
 from interop.bert import BERT
 from interop.family import Family
 from interop.gpt2 import GPT2
-from interop.marian import MARIAN, open_marian_tokenizers
+from interop.marian import MARIAN
 from interop.roformer import ROFORMER
 from interop.tensors import SINGLE, write_tensors
 from interop.weights import Weights
@@ -79,8 +79,8 @@ def open_folder(folder: Path, field: str = "config.init_from") -> ForeignModel:
     family = _family(about, config_path, field)
     model = family.read_config(about, config_path, field)
     target_tokenizer = None
-    if family is MARIAN:
-        tokenizer, target_tokenizer = open_marian_tokenizers(folder, field)
+    if family.open_tokenizers:
+        tokenizer, target_tokenizer = family.open_tokenizers(folder, field)
     else:
         tokenizer = _open_tokenizer(folder, about, family, field)
     _check_vocabulary(tokenizer, model["vocab_size"], config_path, field)

@@ -20,6 +20,28 @@ CROSS = {
     **{f"cross_attention/{ours}": f"encoder_attn.{theirs}" for ours, theirs in ATTENTION.items()},
 }
 
+
+def _open_tokenizers(folder: Path, field: str) -> tuple[Tokenizer, Tokenizer]:
+    """Those of source and target: a SentencePiece model each, and one vocabulary that says what the pieces' ids are.
+
+    Raises:
+        UserError: a file is missing or broken.
+    """
+    try:
+        ids = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        pieces = sorted(ids, key=ids.__getitem__)
+        models = [(folder / name).read_bytes() for name in ("source.spm", "target.spm")]
+        if sorted(ids.values()) != list(range(len(ids))):
+            raise ValueError("its ids have gaps")
+    except OSError as error:
+        mend = "Download the whole folder: vocab.json, source.spm and target.spm."
+        raise UserError(field, f"{error.filename} ({error.strerror})", mend) from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(field, f"{folder / 'vocab.json'} ({error})", "Download it again.") from error
+    source, target = (SentencePiece(model, str(folder), field, pieces) for model in models)
+    return source, target
+
+
 MARIAN = Family(
     model_type="marian",
     name="transformer",
@@ -73,25 +95,5 @@ MARIAN = Family(
     bare=("shared.", "encoder.", "decoder."),
     always=("seq2seq",),
     exported=False,
+    open_tokenizers=_open_tokenizers,
 )
-
-
-def open_marian_tokenizers(folder: Path, field: str) -> tuple[Tokenizer, Tokenizer]:
-    """Those of source and target: a SentencePiece model each, and one vocabulary that says what the pieces' ids are.
-
-    Raises:
-        UserError: a file is missing or broken.
-    """
-    try:
-        ids = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-        pieces = sorted(ids, key=ids.__getitem__)
-        models = [(folder / name).read_bytes() for name in ("source.spm", "target.spm")]
-        if sorted(ids.values()) != list(range(len(ids))):
-            raise ValueError("its ids have gaps")
-    except OSError as error:
-        mend = "Download the whole folder: vocab.json, source.spm and target.spm."
-        raise UserError(field, f"{error.filename} ({error.strerror})", mend) from error
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(field, f"{folder / 'vocab.json'} ({error})", "Download it again.") from error
-    source, target = (SentencePiece(model, str(folder), field, pieces) for model in models)
-    return source, target

@@ -8,8 +8,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-# Before any test imports JAX: tests neither read nor fill the user's cache.
-os.environ["ROOTSTOCK_CACHE"] = tempfile.mkdtemp(prefix="rootstock-test-cache-")
+# Before any test imports JAX: tests neither read nor fill the user's cache. The processes of one run share theirs, so
+# that what one has compiled the others need not.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["ROOTSTOCK_CACHE"] = tempfile.mkdtemp(prefix="rootstock-test-cache-")
 
 import pytest  # noqa: E402
 
@@ -99,3 +101,30 @@ def finetune(pretrained, labelled, tmp_path) -> list[str]:
         "--config.optimizer.schedule=constant",  # so that more steps are no other program: few compilations
         "--config.optimizer.warmup_share=0",
     ]
+
+
+@pytest.fixture
+def check_step() -> Callable[..., None]:
+    """`check_step(task)`: a step keeps shapes and kinds, parameters are float32. By shapes: nothing is computed."""
+
+    def check(task) -> None:
+        import jax
+        import numpy as np
+
+        import train
+        from training.step import empty_totals
+
+        run = train.assemble(task.config, task)
+        state = jax.eval_shape(lambda: run.fresh_state(run.phases[0]))
+        batch = task.rows("train").load(np.arange(2), np.zeros(2, int))
+        totals = empty_totals(run.forward, state, batch, run.phases[0], task.config.train.histogram_every)
+        stepped, counted = jax.eval_shape(run.train_step(run.phases[0]), state, totals, batch)
+
+        def kinds(tree):
+            return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+
+        assert kinds(stepped) == kinds(state) and kinds(counted["sums"]) == kinds(totals["sums"])
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(state["params"])} == {"float32"}
+        assert counted["sums"]["loss"].dtype == np.float32
+
+    return check

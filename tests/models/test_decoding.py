@@ -68,8 +68,7 @@ def run(model, texts, choice=GREEDY, max_tokens=12, seed=0, numbers=None, end_id
 PROMPTS = [[5, 9, 3], [7], [2, 2, 8, 11, 4, 6, 3]]
 
 
-@pytest.mark.parametrize("room", [4, 8, 64])
-@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rope"])
+@pytest.mark.parametrize("position, room", [("learned", 4), ("sinusoidal", 8), ("rope", 4), ("learned", 64)])
 def test_cached_decoding_says_what_the_whole_text_through_the_model_says(position, room, monkeypatch):
     monkeypatch.setattr(decoding, "FIRST_ROOM", room)  # the caches are widened on the way, or never
     model = make(position=position)
@@ -211,8 +210,7 @@ def plain_beams(model, start, beams, max_tokens, length_penalty):
     return max(ends)
 
 
-@pytest.mark.parametrize("room", [4, 64])
-@pytest.mark.parametrize("beams, length_penalty", [(2, 0.0), (4, 0.6), (3, 1.5)])
+@pytest.mark.parametrize("beams, length_penalty, room", [(2, 0.0, 4), (4, 0.6, 4), (3, 1.5, 8), (4, 0.6, 64)])
 def test_beams_with_caches_find_what_a_loop_over_lists_finds(beams, length_penalty, room, monkeypatch):
     monkeypatch.setattr(decoding, "FIRST_ROOM", room)
     model = make()
@@ -236,7 +234,7 @@ def test_one_beam_without_a_penalty_is_greedy():
 
 def test_more_beams_never_find_a_worse_text_here():
     model = make()
-    best = [search(model, [0, 5, 9], beams, 10)[1] for beams in (1, 4, 16)]
+    best = [search(model, [0, 5, 9], beams, 10)[1] for beams in (1, 4)]
     for fewer, more in itertools.pairwise(best):
         assert (more >= fewer - 1e-4).all()
 

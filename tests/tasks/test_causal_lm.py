@@ -5,13 +5,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import train
 from cli import config as configs
 from data.pipeline import eval_batches
 from errors import UserError
 from models import parameters
 from tasks.causal_lm import CausalLM, GenerateOptions
-from training.step import empty_totals, evaluate, make_eval_step
+from training.step import evaluate, make_eval_step
 
 
 def make(corpus, *words) -> CausalLM:
@@ -40,23 +39,13 @@ def measured(task, model, batch_size=8):
 
 
 @pytest.mark.parametrize("variant", ["tiny", "mini", "small", "base", "shakespeare_char"])
-def test_every_variant_takes_a_step_that_keeps_shapes_and_float32_parameters(corpus, variant):
+def test_every_variant_takes_a_step_that_keeps_shapes_and_float32_parameters(corpus, variant, check_step):
     """By shapes alone, nothing is computed; base computes in bfloat16."""
     words = ["train.py", f"--config=configs/gpt_lm.py:{variant}", f"--config.data.train=text:{corpus}"]
     tokenizer = [] if variant == "shakespeare_char" else ["--config.data.tokenizer=bpe:512"]
     config, _, _ = configs.from_command_line([*words, *tokenizer], "")
     task = CausalLM.create(config, lambda line: None)
-    run = train.assemble(config, task)
-    state = jax.eval_shape(lambda: run.fresh_state(run.phases[0]))
-    batch = task.rows("train").load(np.arange(2), np.zeros(2, int))
-    totals = empty_totals(run.forward, state, batch, run.phases[0], config.train.histogram_every)
-    stepped, counted = jax.eval_shape(run.train_step(run.phases[0]), state, totals, batch)
-
-    def kinds(tree):
-        return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
-
-    assert kinds(stepped) == kinds(state) and kinds(counted["sums"]) == kinds(totals["sums"])
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(state["params"])} == {"float32"}
+    check_step(task)
 
 
 @pytest.mark.parametrize("words", [(), WINDOWS], ids=["packed", "windows"])

@@ -3,12 +3,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import train
 from cli import config as configs
 from data.pipeline import eval_batches
 from models import parameters
 from tasks.mlm import FillMaskOptions, MaskedLM
-from training.step import empty_totals, evaluate, make_eval_step
+from training.step import evaluate, make_eval_step
 
 
 @pytest.fixture(scope="module")
@@ -34,23 +33,12 @@ def test_the_sizes_that_follow_from_the_data_are_resolved_into_the_config(task):
 
 
 @pytest.mark.parametrize("variant", ["tiny", "mini", "small", "base"])
-def test_every_variant_takes_a_step_that_keeps_shapes_and_float32_parameters(corpus, variant):
+def test_every_variant_takes_a_step_that_keeps_shapes_and_float32_parameters(corpus, variant, check_step):
     """By shapes alone, nothing is computed; base computes in bfloat16."""
     words = ["train.py", f"--config=configs/bert_mlm.py:{variant}", f"--config.data.train=text:{corpus}"]
     config, _, _ = configs.from_command_line([*words, "--config.data.tokenizer=wordpiece:128"], "")
     task = MaskedLM.create(config, lambda line: None)
-    run = train.assemble(config, task)
-    state = jax.eval_shape(lambda: run.fresh_state(run.phases[0]))
-    batch = task.rows("train").load(np.arange(2), np.zeros(2, int))
-    totals = empty_totals(run.forward, state, batch, run.phases[0], config.train.histogram_every)
-    stepped, counted = jax.eval_shape(run.train_step(run.phases[0]), state, totals, batch)
-
-    def kinds(tree):
-        return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
-
-    assert kinds(stepped) == kinds(state) and kinds(counted["sums"]) == kinds(totals["sums"])
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(state["params"])} == {"float32"}
-    assert counted["sums"]["loss"].dtype == np.float32
+    check_step(task)
 
 
 def test_no_held_out_document_is_in_training(task, corpus):
