@@ -180,7 +180,7 @@ class SentencePiece(Tokenizer):
     """
 
     def __init__(self, model: bytes, name: str, field: str, pieces: list[str] | None = None):
-        self._model, self._numbered = model, pieces is not None
+        self.model, self.numbered = model, pieces is not None
         self._backend = sentencepiece.SentencePieceProcessor()
         self._backend.LoadFromSerializedProto(model)
         numbers = range(self._backend.GetPieceSize())
@@ -194,19 +194,19 @@ class SentencePiece(Tokenizer):
         self._ids = np.array([ids.get(piece, self.unk_id) for piece in own], np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        if self._numbered:
+        if self.numbered:
             return self._backend.DecodePieces([self._pieces[id] for id in self._ordinary(ids)])
         return self._backend.DecodeIds(self._ordinary(ids))
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "tokenizer.model").write_bytes(self._model)
-        if self._numbered:
+        (folder / "tokenizer.model").write_bytes(self.model)
+        if self.numbered:
             (folder / PIECES).write_text(json.dumps(self._pieces, ensure_ascii=False), encoding="utf-8")
 
     def _encode_plain(self, texts: list[str]) -> list[list[int]]:
         encoded = self._backend.EncodeAsIds(texts) if texts else []
-        return [self._ids[ids].tolist() for ids in encoded] if self._numbered else encoded
+        return [self._ids[ids].tolist() for ids in encoded] if self.numbered else encoded
 
     def _continues(self, piece: str) -> bool:
         return not piece.startswith("▁") and not IDEOGRAPH.match(piece)  # Chinese sets no spaces between its words

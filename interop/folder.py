@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
-from data.tokenizer import Tokenizer, WordPiece, load_tokenizer
+from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizer_json import write_for_transformers
 from errors import UserError
 from interop.bert import BERT
 from interop.family import Family
@@ -155,9 +156,6 @@ def export_folder(
     fields = [field.name for field in dataclasses.fields(MODELS[name].config)]
     model = {field: model[field] for field in fields if field in model}
     family = exporter(name, model)
-    if not isinstance(tokenizer, WordPiece):
-        mend = "Train with config.data.tokenizer=wordpiece:N to export."
-        raise UserError("config.data.tokenizer", "transformers opens no SentencePiece model with this model", mend)
     pieces, outputs = tokenizer.vocab_size, params["classifier/bias"].size if head == "classification" else 0
     model = {**model, "vocab_size": pieces}
     if family.pooled:
@@ -187,10 +185,8 @@ def export_folder(
         about["problem_type"] = {"": None, **{ours: theirs for theirs, ours in PROBLEMS.items()}}[problem]
 
     def fill(folder: Path) -> None:
-        tokenizer.save(folder)
-        settings_path = folder / "tokenizer_config.json"
-        settings = json.loads(settings_path.read_text(encoding="utf-8"))
-        write_json(settings_path, {**settings, "model_max_length": max_length or model["max_positions"]})
+        longest = max_length or model["max_positions"]
+        write_for_transformers(tokenizer, folder, generates=head == "causal_lm", max_length=longest)
         write_tensors(folder / SINGLE, tensors)
         write_json(folder / "config.json", about)
 

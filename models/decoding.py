@@ -44,13 +44,16 @@ class Choice:
 
     def check(self, entries: int) -> None:
         """Raises UserError for a value that no choice can be made with, of so many entries."""
-        if not self.temperature >= 0:
+        if not 0 <= self.temperature < jnp.inf:
             raise UserError("--temperature", self.temperature, "Give 0 for the likeliest token, or a number above.")
         if not 0 <= self.top_k <= entries:
             mend = f"Give a number up to the {entries} pieces of the vocabulary, or 0 for all."
             raise UserError("--top_k", self.top_k, mend)
         if not 0 < self.top_p <= 1:
             raise UserError("--top_p", self.top_p, "Give a share above 0, at most 1.")
+        for name, value, all_of_them in (("--top_k", self.top_k, 0), ("--top_p", self.top_p, 1)):
+            if value != all_of_them and self.temperature == 0:
+                raise UserError(name, f"{value}, but nothing is drawn", "Give a --temperature above 0 as well.")
 
     def __call__(self, logits: Array, keys: Array) -> Array:
         """A token for each row of [batch, entries]; `keys` [batch] draw them."""

@@ -87,7 +87,7 @@ class Classification(TextTask):
         records = open_split(self.config, split, source)
         first, second = tokenize_corpus(records, self.tokenizer, self.log), None
         if data.text_pair:
-            others = open_split(self.config, split, source, text=data.text_pair)
+            others = open_split(self.config, split, source, key="text_pair")
             second = tokenize_corpus(others, self.tokenizer, self.log)
         targets = self.problem.targets(records)
         examples = build_examples(

@@ -54,7 +54,6 @@ class Seq2Seq(TextTask):
 
     def __init__(self, config: Any, tokenizer: Tokenizer, log: Log = print, target_tokenizer: Tokenizer | None = None):
         data, model = config.data, config.model
-        data.text = data.source  # whose words decide what is held out
         self.target_tokenizer = target_tokenizer or tokenizer
         data.target_vocabulary_hash = target_tokenizer.vocabulary_hash if target_tokenizer else ""
         if target_tokenizer and target_tokenizer.vocabulary_hash != tokenizer.vocabulary_hash:
@@ -67,8 +66,7 @@ class Seq2Seq(TextTask):
         """For a new run: tokenizers by the training split, and the length of the sources' rows by the tokens."""
         cls.check(config)
         data = config.data
-        data.text = data.source
-        sides = [open_splits(config)[0], open_splits(config, text=data.target)[0]]
+        sides = [open_splits(config, side, by="source")[0] for side in ("source", "target")]
         target_tokenizer = None
         if origin is not None:
             tokenizer, target_tokenizer = origin.tokenizer, origin.target_tokenizer
@@ -149,7 +147,7 @@ class Seq2Seq(TextTask):
         return self.tokenizer, self.target_tokenizer
 
     def _open_sides(self, split: str, source: str = "") -> list[Source]:
-        return [open_split(self.config, split, source), open_split(self.config, split, source, self.config.data.target)]
+        return [open_split(self.config, split, source, side, by="source") for side in ("source", "target")]
 
     # ---- loss and metrics
 

@@ -104,34 +104,39 @@ def load_run_tokenizer(folder: Path, vocabulary_hash: str) -> Tokenizer:
     return tokenizer
 
 
-def open_splits(config: Any, text: str = "", limited: bool = True) -> tuple[Source, Source]:
+def open_splits(config: Any, key: str = "text", by: str = "text", limited: bool = True) -> tuple[Source, Source]:
     """The training and the validation documents; the latter held out of the former where no source is named.
 
     Args:
-        text: the column of the text, where it is not that of `config.data.text`.
+        key: the key of `config.data` that names the column of the text; `by`: of the one that decides what is held out.
         limited: only `config.data.limit` of the training documents, if that is given.
     """
     data = config.data
-    train = open_text(config, data.train, "config.data.train", text)
+    train = open_text(config, data.train, "config.data.train", key)
     if data.valid:
-        valid = open_text(config, data.valid, "config.data.valid", text)
+        valid = open_text(config, data.valid, "config.data.valid", key)
     else:
-        first = open_text(config, data.train, "config.data.train") if text else None
-        train, valid = split_holdout(train, data.holdout, data.holdout_share, by=first)
+        deciding = open_text(config, data.train, "config.data.train", by) if by != key else None
+        train, valid = split_holdout(train, data.holdout, data.holdout_share, by=deciding)
     return sample(train, data.get("limit", 0) if limited else 0), valid
 
 
-def open_split(config: Any, split: str, source: str = "", text: str = "") -> Source:
-    """The documents of `train`, `valid` or `test`, or of another source."""
+def open_split(config: Any, split: str, source: str = "", key: str = "text", by: str = "text") -> Source:
+    """The documents of `train`, `valid` or `test`, or of another source; `key` and `by` as in `open_splits`."""
     if source:
-        return open_text(config, source, "--data", text)
+        return open_text(config, source, "--data", key)
     if split == "test":
         if not config.data.test:
             raise UserError("--split", "test, but the run has no config.data.test", "Give --data=SOURCE instead.")
-        return open_text(config, config.data.test, "config.data.test", text)
-    return dict(zip(("train", "valid"), open_splits(config, text), strict=True))[split]
+        return open_text(config, config.data.test, "config.data.test", key)
+    return dict(zip(("train", "valid"), open_splits(config, key, by), strict=True))[split]
 
 
-def open_text(config: Any, spec: str, field: str, text: str = "") -> Source:
-    data = config.data
-    return open_source(spec, text=text or data.text, document=data.document, field=field)
+def open_text(config: Any, spec: str, field: str, key: str = "text") -> Source:
+    """A source whose records' text is the column that `config.data` has under `key`."""
+    try:
+        return open_source(spec, text=config.data[key], document=config.data.document, field=field)
+    except UserError as error:
+        if error.field != "config.data.text":
+            raise
+        raise UserError(f"config.data.{key}", error.value, error.mend) from error

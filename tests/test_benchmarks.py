@@ -11,7 +11,8 @@ SMALL = ["--vocab=512", "--rows=4", "--seq_len=32", "--steps=2"]
 @pytest.mark.parametrize(
     "words",
     [
-        ["benchmarks.mlm_step", "--sizes=1x32,2x32", *SMALL],
+        ["benchmarks.pretrain_step", "--sizes=1x32,2x32", *SMALL],
+        ["benchmarks.pretrain_step", "--experiment=gpt_lm", "--sizes=1x32", *SMALL],
         ["benchmarks.classify_step", *SMALL[1:], "--frozen=1", "--init_from={pretrained}", "--train=csv:{labelled}"],
         ["benchmarks.overhead", "--variant=smoke", "--blocks=10", "--steps=3"],
         ["benchmarks.mlm_quality", "--variant=smoke", "--seconds=2", "--train=text:{corpus}", "--valid=text:{corpus}"],

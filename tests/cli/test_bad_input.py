@@ -296,3 +296,97 @@ def test_a_folder_that_cannot_be_trusted_is_refused(finetune, pretrained, tmp_pa
 def test_a_conversion_that_cannot_be_done_is_refused(capsys, words, said):
     refused(convert.main, ["convert.py", *words], capsys, said)
     assert not Path("x").exists()
+
+
+# ---- translation and continuation
+
+LOWER = [f"the {one} sees the {other}" for one in ("king", "queen", "river") for other in ("ship", "letter", "horse")]
+
+
+@pytest.fixture(scope="module")
+def translate(tmp_path_factory) -> list[str]:
+    """The arguments of a translation run of one step, without --workdir."""
+    path = tmp_path_factory.mktemp("pairs") / "pairs.tsv"
+    path.write_text("low\tup\n" + "".join(f"{text}\t{text.upper()}\n" for text in LOWER))
+    words = ["train.py", "--config=configs/transformer_mt.py:smoke", f"--config.data.train=tsv:{path}"]
+    return [*words, "--config.data.source=low", "--config.data.target=up", "--config.train.steps=1"]
+
+
+@pytest.mark.parametrize(
+    ("files", "words", "said"),
+    [
+        ({"a.low": "one\ntwo\nthree\n", "a.up": "ONE\nTWO\n"}, ["parallel:{}/a.low,{}/a.up"], ("3 lines", "a.up 2")),
+        ({"a.low": "one\ntwo\n", "a.up": "ONE\n \n"}, ["parallel:{}/a.low,{}/a.up"], ("a.up:2", "empty")),
+        ({"a.low": "one\ntwo\n"}, ["parallel:{}/a.low"], ("config.data.train", "two files")),
+        ({"a.low": "one\ntwo\n"}, ["parallel:{}/a.low,{}/b.up"], ("config.data.train", "b.up")),
+        ({"a.tsv": "low\tup\none\tONE\ntwo\t\n"}, ["tsv:{}/a.tsv"], ("a.tsv:3", "empty")),
+        ({"a.tsv": "low\tup\none\tONE\n"}, ["tsv:{}/a.tsv", "--config.data.source=zh"], ("config.data.source", "'zh'")),
+        ({"a.tsv": "low\tup\none\tONE\n"}, ["tsv:{}/a.tsv", "--config.data.target=zh"], ("config.data.target", "'zh'")),
+        ({}, ["pydocs"], ("config.data.source", "'low'")),
+        ({}, ["cldr"], ("config.data", "'low'", "zh")),
+    ],
+)
+def test_pairs_that_are_none_are_refused(translate, tmp_path, capsys, files, words, said):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    spec, *more = words
+    words = [*translate, f"--workdir={tmp_path / 'run'}", f"--config.data.train={spec.replace('{}', str(tmp_path))}"]
+    refused(train.main, [*words, *more], capsys, said)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--config.data.target=low", ("config.data.target", "'low'")),
+        ("--config.data.label_smoothing=1", ("config.data.label_smoothing", "1")),
+        ("--config.data.eval_beams=0", ("config.data.eval_beams", "0")),
+        ("--config.data.target_tokenizer=unigramm:512", ("config.data.target_tokenizer", "unigram:512")),
+        ("--config.model.decoder_layers=-1", ("config.model.decoder_layers", "-1")),
+        ("--config.model.max_positions=8", ("config.model.max_positions", "8")),
+        ("--config.data.seq_len=1", ("config.data.seq_len", "1")),
+    ],
+)
+def test_a_wrong_value_of_translation_is_refused(translate, tmp_path, capsys, flag, said):
+    refused(train.main, [*translate, f"--workdir={tmp_path / 'run'}", flag], capsys, said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_translator_cannot_do_is_refused(translate, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train.main([*translate, f"--workdir={run}"]) == 0
+    (tmp_path / "lines").write_text("the old king\n")
+    words = ["predict.py", f"--workdir={run}", f"--input={tmp_path / 'lines'}", f"--output={tmp_path / 'out'}"]
+    for flags, said in (
+        (["--beams=0"], ("--beams", "0")),
+        (["--beams=100000"], ("--beams", "100000", "pieces of the vocabulary")),
+        (["--temperature=-0.5"], ("--temperature", "-0.5")),
+        (["--temperature=0.5", "--beams=4"], ("--temperature", "0.5 with --beams")),
+        (["--top_k=5"], ("--top_k", "5", "--temperature")),
+        (["--length_penalty=-1"], ("--length_penalty", "-1")),
+        (["--max_tokens=33"], ("--max_tokens", "33", "32 positions")),
+        (["--max_tokens=-1"], ("--max_tokens", "-1")),
+        (["--batch_size=0"], ("--batch_size", "0")),
+    ):
+        refused(predict.main, words + flags, capsys, said, tmp_path)
+    shutil.rmtree(run / "checkpoints")
+    refused(predict.main, words, capsys, ("--workdir", "no whole checkpoint"), tmp_path)
+
+
+def test_what_a_gpt_cannot_do_is_refused(corpus, tmp_path, capsys):
+    run = tmp_path / "run"
+    words = ["train.py", "--config=configs/gpt_lm.py:smoke", f"--workdir={run}", f"--config.data.train=text:{corpus}"]
+    assert train.main([*words, "--config.train.steps=1", "--config.optimizer.warmup_steps=0"]) == 0
+    (tmp_path / "lines").write_text("the old king\n")
+    (tmp_path / "long").write_text("the old king " * 20 + "\n")
+    words = ["predict.py", f"--workdir={run}", f"--output={tmp_path / 'out'}"]
+    for name, flags, said in (
+        ("long", ["--max_tokens=2"], ("--input", "and 2 more", "32 positions")),
+        ("lines", ["--max_tokens=32"], ("--max_tokens", "32", "from 1 to 31")),
+        ("lines", ["--max_tokens=0"], ("--max_tokens", "0")),
+        ("lines", ["--max_tokens=4", "--temperature=-1"], ("--temperature", "-1")),
+        ("lines", ["--max_tokens=4", "--temperature=1", "--top_p=0"], ("--top_p", "0")),
+        ("lines", ["--max_tokens=4", "--top_p=0.9"], ("--top_p", "0.9", "--temperature")),
+        ("lines", ["--max_tokens=4", "--batch_size=-2"], ("--batch_size", "-2")),
+    ):
+        refused(predict.main, [*words, f"--input={tmp_path / name}", *flags], capsys, said, tmp_path)

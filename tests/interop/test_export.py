@@ -213,15 +213,18 @@ def test_a_model_that_transformers_has_not_is_refused(tmp_path, export, option, 
     assert value in raised.value.value and not (tmp_path / "out").exists()
 
 
-def test_a_sentencepiece_model_is_refused(tmp_path, export):
+def test_a_sentencepiece_model_goes_out_as_a_tokenizer_json(tmp_path, export):
     class Source(list):
         name, fingerprint = "words", "words of the export's test"
 
     texts = [{"text": f"{a}{b} {b}{c}{a} {c}."} for a in "aeiou" for b in "bdfgk" for c in "lmnrs"]
     tokenizer = make_tokenizer("unigram:512", Source(texts), lambda line: None)
-    with pytest.raises(UserError, match="SentencePiece") as raised:
-        export(tmp_path / "out", "mlm", fields(vocab_size=512), tokenizer=tokenizer)
-    assert raised.value.field == "config.data.tokenizer" and not (tmp_path / "out").exists()
+    export(tmp_path / "out", "mlm", fields(vocab_size=512), tokenizer=tokenizer)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    found = open_folder(tmp_path / "out").tokenizer
+    assert found.vocabulary_hash == tokenizer.vocabulary_hash
+    assert found.encode_batch(["ab la é"])[0].tolist() == tokenizer.encode_batch(["ab la é"])[0].tolist()
 
 
 def test_a_folder_that_is_taken_is_left_alone(tmp_path, export):

@@ -93,6 +93,7 @@ def test_an_export_holds_the_tensors_that_came_in(write, tmp_path):
     assert about["architectures"] == ["GPT2LMHeadModel"] and about["n_inner"] == 64 and about["eos_token_id"] == 0
     settings = json.loads((target / "tokenizer_config.json").read_text())
     assert settings["eos_token"] == settings["bos_token"] == END and "mask_token" not in settings
+    assert settings["model_input_names"] == ["input_ids", "attention_mask"], "GPT-2 would add token types up"
     np.testing.assert_array_equal(logits(open_folder(target)), logits(found))
 
 
