@@ -11,6 +11,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 from data.tokenizer import CLS, SEP, SPECIALS, SentencePiece, Tokenizer, WordPiece
 from errors import UserError
 
+PROTO: Any = sentencepiece_model_pb2  # generated code, of which the type checker knows nothing
 SPACE = "▁"  # how SentencePiece writes a space
 UNLIKELY = -1e4  # the score of a piece that no text is made of
 
@@ -52,14 +53,14 @@ def rebuild(tokenizer: SentencePiece) -> WordPiece:
     Raises:
         UserError: the model does something that a tokenizer.json cannot say.
     """
-    about = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)
+    about = PROTO.ModelProto.FromString(tokenizer.model)
     if tokenizer.numbered or not set(SPECIALS) <= {piece.piece for piece in about.pieces}:
         value = "is a SentencePiece model from elsewhere, which has no tokenizer.json"
         raise UserError("config.data.tokenizer", value, "Export a model whose tokenizer was trained here.")
-    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece.Type
+    kinds = PROTO.ModelProto.SentencePiece.Type
     # Specials and bytes are never what a text says: a text that holds "<0x41>" is spelled in other pieces.
     scores = {piece.piece: piece.score if piece.type == kinds.NORMAL else UNLIKELY for piece in about.pieces}
-    if about.trainer_spec.model_type == sentencepiece_model_pb2.TrainerSpec.UNIGRAM:
+    if about.trainer_spec.model_type == PROTO.TrainerSpec.UNIGRAM:
         backend = tokenizers.Tokenizer(models.Unigram(list(scores.items()), tokenizer.unk_id, byte_fallback=True))
     else:
         ids = {piece: i for i, piece in enumerate(scores)}

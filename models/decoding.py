@@ -2,7 +2,7 @@
 
 Keys and values of what was read are kept in caches whose size is fixed; they are given more room in a few steps, each a
 loop of its own in the same compilation, so that short texts never pay for the longest. A beam's tokens stand in the
-caches where they were written, and a table of ancestors says whose a beam may see: nothing is copied when beams part.
+caches where they were written, and a table says which of them a beam sees: nothing is copied when beams part.
 """
 
 import dataclasses
@@ -197,6 +197,7 @@ def search_beams(
     """
     batch = start.shape[0]
     own = jnp.arange(beams)
+    itself = jnp.broadcast_to(jnp.eye(beams, dtype=bool), (batch, beams, beams))
 
     def penalty(length: Array | int) -> Array:
         return ((5.0 + length) / 6.0) ** length_penalty
@@ -210,28 +211,31 @@ def search_beams(
 
     def step(state: dict[str, Any], slots: int) -> dict[str, Any]:
         number = state["number"]
-        # A slot is seen by the beams that went on from the one that wrote it.
-        steps = slots // beams
-        visible = (state["ancestors"][:, :, :steps, None] == own).reshape(batch, 1, beams, slots)
         at = jnp.broadcast_to(number, (batch, beams))
-        logits, caches = advance(state["last"], at, visible, state["caches"], number * beams)
-        entries = logits.shape[-1]
-        scores = state["live"][:, :, None] + jax.nn.log_softmax(logits)
-        # A beam has one end at most: among twice as many there are enough to live on.
-        best, index = _largest(scores.reshape(batch, -1), 2 * beams)
-        parents, tokens = index // entries, index % entries
+        visible = state["visible"][:, :, :slots]
+        logits, caches = advance(state["last"], at, visible[:, None], state["caches"], number * beams)
+        # A beam has one end at most: among twice as many there are enough to live on. They are looked for beam by beam,
+        # so that only few of the logits are ever made probabilities.
+        many = min(2 * beams, logits.shape[-1])
+        highest, tokens = _largest(logits.reshape(batch * beams, -1), many)
+        highest = highest.reshape(batch, beams, many)
+        scores = state["live"][:, :, None] + highest - _normalizer(logits, highest[:, :, :1])
+        best, index = jax.lax.top_k(scores.reshape(batch, -1), min(2 * beams, beams * many))
+        parents, tokens = index // many, jnp.take_along_axis(tokens.reshape(batch, -1), index, 1)
         ends = tokens == end_id
         ended = with_ends(state, jnp.where(ends, best / penalty(number + 1), IMPOSSIBLE), number, parents)
 
         live, kept = jax.lax.top_k(jnp.where(ends, IMPOSSIBLE, best), beams)
         parents, tokens = (jnp.take_along_axis(array, kept, 1) for array in (parents, tokens))
-        ancestors = jnp.take_along_axis(state["ancestors"], parents[:, :, None], 1)
+        # A beam sees what the beam saw that it goes on from, and the slot that it will write itself.
+        visible = jnp.take_along_axis(state["visible"], parents[:, :, None], 1)
+        visible = jax.lax.dynamic_update_slice_in_dim(visible, itself, (number + 1) * beams, 2)
         return {
             "number": number + 1,
             "last": tokens,
             "live": live,
             "caches": caches,
-            "ancestors": ancestors.at[:, :, number + 1].set(own, mode="drop"),
+            "visible": visible,
             "tokens": state["tokens"].at[number].set(tokens),
             "parents": state["parents"].at[number].set(parents),
             **ended,
@@ -247,8 +251,8 @@ def search_beams(
         "last": jnp.broadcast_to(start[:, None], (batch, beams)),
         "live": jnp.broadcast_to(jnp.where(own == 0, 0.0, IMPOSSIBLE), (batch, beams)),  # the start is there once
         "caches": make_caches(rooms[0] * beams),
-        # The beam whose slot each beam sees, of each step; -1 for none.
-        "ancestors": jnp.full((batch, beams, rooms[-1]), -1).at[:, :, 0].set(own),
+        # Which slots each beam sees; one step more than there are, which the last step prepares.
+        "visible": jnp.zeros((batch, beams, (rooms[-1] + 1) * beams), bool).at[:, :, :beams].set(itself),
         "tokens": jnp.full((max_tokens, batch, beams), end_id),
         "parents": jnp.zeros((max_tokens, batch, beams), jnp.int32),
         "scores": jnp.full((batch, beams), IMPOSSIBLE),
@@ -278,16 +282,23 @@ def read_beams(found: Beams) -> tuple[list[list[int]], np.ndarray]:
 def _largest(x: Array, count: int) -> tuple[Array, Array]:
     """As `jax.lax.top_k` over the last axis of [rows, many], which on a CPU sorts where comparing is enough.
 
-    The largest stand in the blocks with the largest maxima, so only as many blocks are looked through.
+    The largest stand in the blocks with the largest maxima, so only as many blocks are looked through. A block's
+    scores lie apart, so that the maxima of neighbouring blocks are taken together.
     """
     rows, many = x.shape
-    if many % BLOCK or many // BLOCK <= count:
+    blocks = many // BLOCK
+    if many % BLOCK or blocks <= count:
         return jax.lax.top_k(x, count)
-    blocks = x.reshape(rows, -1, BLOCK)
-    _, chosen = jax.lax.top_k(blocks.max(-1), count)
-    found = jnp.take_along_axis(blocks, chosen[:, :, None], axis=1).reshape(rows, -1)
+    in_blocks = x.reshape(rows, BLOCK, blocks)
+    _, chosen = jax.lax.top_k(in_blocks.max(1), count)
+    found = jnp.take_along_axis(in_blocks, chosen[:, None], axis=2).reshape(rows, -1)
     largest, index = jax.lax.top_k(found, count)
-    return largest, jnp.take_along_axis(chosen, index // BLOCK, axis=1) * BLOCK + index % BLOCK
+    return largest, index // count * blocks + jnp.take_along_axis(chosen, index % count, axis=1)
+
+
+def _normalizer(logits: Array, highest: Array) -> Array:
+    """The logarithm of the sum of their exponentials over the last axis, which stays; `highest` is its maximum."""
+    return highest + jnp.log(jnp.exp(logits - highest).sum(-1, keepdims=True))
 
 
 def _rooms(least: int, most: int, slots_a_step: int = 1) -> list[int]:
@@ -326,11 +337,8 @@ def _loop_in(
 ) -> dict[str, Any]:
     """`_loop` as long as the caches with so many slots have room."""
 
-    def widened(cache: Array) -> Array:
-        return jnp.pad(cache, ((0, 0), (0, 0), (0, slots - cache.shape[2]), (0, 0)))
-
     def has_more(state: dict[str, Any]) -> Array:
         return (state["number"] < max_tokens) & (offset + state["number"] < room) & goes_on(state)
 
-    state = {**state, "caches": jax.tree.map(widened, state["caches"])}
+    state = {**state, "caches": [cache.widened(slots) for cache in state["caches"]]}
     return jax.lax.while_loop(has_more, lambda state: step(state, slots), state)

@@ -81,10 +81,24 @@ Watched = dict[str, list[Array]]
 
 
 class Cache(NamedTuple):
-    """Keys and values of one attention, [batch, heads, slots, head_dim] each."""
+    """What one attention looks at: keys [batch, heads, head_dim, slots], values [batch, heads, slots, head_dim].
+
+    So the products of a decoding step read both as they lie in memory.
+    """
 
     keys: Array
     values: Array
+
+    def written(self, new: "Cache", slot: Array | int) -> "Cache":
+        """With new keys and values in the slots from `slot` on."""
+        keys = jax.lax.dynamic_update_slice_in_dim(self.keys, new.keys, slot, 3)
+        return Cache(keys, jax.lax.dynamic_update_slice_in_dim(self.values, new.values, slot, 2))
+
+    def widened(self, slots: int) -> "Cache":
+        """With room for so many slots."""
+        more = (0, slots - self.values.shape[2])
+        none = (0, 0)
+        return Cache(jnp.pad(self.keys, (none, none, none, more)), jnp.pad(self.values, (none, none, more, none)))
 
 
 class Attention(nnx.Module):
@@ -97,22 +111,23 @@ class Attention(nnx.Module):
         self.config = config
         self.query, self.key, self.value, self.output = linear(), linear(), linear(), linear(config.residual_stddev)
 
-    def keys_and_values(self, source: Array, positions: Array | None) -> tuple[Array, Array]:
-        """Of what is looked at, [batch, length, hidden]: each [batch, heads, length, head_dim]."""
+    def keys_and_values(self, source: Array, positions: Array | None) -> Cache:
+        """Of what is looked at, [batch, length, hidden]."""
         # Heads go before length: XLA's CPU products run four times faster in this layout than with heads inside.
         keys, values = (self._split_heads(layer(source)) for layer in (self.key, self.value))
-        return self._rotated(keys, positions), values
+        return Cache(self._rotated(keys, positions).swapaxes(2, 3), values)
 
     def probabilities(self, asking: Array, keys: Array, visible: Array, positions: Array | None) -> Array:
         """How much each place looks at each key: float32 [batch, heads, asked, length].
 
         Args:
             asking: [batch, asked, hidden]; `positions` [batch, asked] are theirs.
+            keys: [batch, heads, head_dim, length].
             visible: Booleans that spread to [batch, heads, asked, length]; every place must see some key.
         """
         queries = self._rotated(self._split_heads(self.query(asking)), positions)
         queries = queries * queries.shape[-1] ** -0.5
-        scores = jnp.einsum("bhqd,bhkd->bhqk", queries, keys).astype(jnp.float32)
+        scores = jnp.einsum("bhqd,bhdk->bhqk", queries, keys).astype(jnp.float32)
         return jax.nn.softmax(jnp.where(visible, scores, -1e30))
 
     def look(self, probabilities: Array, values: Array, key: Array | None = None) -> Array:
@@ -210,8 +225,7 @@ class Block(nnx.Module):
 
         def attend(x: Array) -> Array:
             nonlocal cache
-            new = self.attention.keys_and_values(x, positions)
-            cache = Cache(*(jax.lax.dynamic_update_slice_in_dim(cache[i], new[i], slot, 2) for i in range(2)))
+            cache = cache.written(self.attention.keys_and_values(x, positions), slot)
             return self.attention.look(self.attention.probabilities(x, cache.keys, visible, positions), cache.values)
 
         x = self._add(attend, x, self.attention_norm)
@@ -222,7 +236,7 @@ class Block(nnx.Module):
     def remember(self, hidden: Array) -> Cache:
         """What the cross-attention looks at, of an encoder's output [batch, length, hidden]."""
         assert self.cross_attention is not None, "the block does not look across"
-        return Cache(*self.cross_attention.keys_and_values(hidden, None))
+        return self.cross_attention.keys_and_values(hidden, None)
 
     def _look_across(
         self,
@@ -331,8 +345,9 @@ class Stack(nnx.Module):
 
 def empty_caches(config: TransformerConfig, batch: int, slots: int, dtype: jnp.dtype) -> list[Cache]:
     """A cache for each layer, with room for so many places."""
-    shape = (batch, config.num_heads, slots, config.hidden_size // config.num_heads)
-    return [Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers)]
+    heads, head_dim = config.num_heads, config.hidden_size // config.num_heads
+    keys, values = (batch, heads, head_dim, slots), (batch, heads, slots, head_dim)
+    return [Cache(jnp.zeros(keys, dtype), jnp.zeros(values, dtype)) for _ in range(config.num_layers)]
 
 
 def _alike(asking: Array, seen: Array) -> Array:

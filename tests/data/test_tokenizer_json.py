@@ -66,6 +66,8 @@ def test_a_text_to_go_on_with_begins_with_the_end_token_and_does_not_end(trained
 
 def test_a_foreign_sentencepiece_model_is_refused(trained):
     tokenizer, _ = trained
-    numbered = SentencePiece(tokenizer.model, "a folder", "--from", [tokenizer.token(i) for i in reversed(range(tokenizer.vocab_size))])
+    numbered = SentencePiece(
+        tokenizer.model, "a folder", "--from", [tokenizer.token(i) for i in reversed(range(tokenizer.vocab_size))]
+    )
     with pytest.raises(UserError, match="from elsewhere"):
         rebuild(numbered)

@@ -10,6 +10,8 @@ import tokenizers
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+import convert
+import train
 from errors import UserError
 from interop.folder import export_folder, open_folder
 from models import MODELS, parameters
@@ -95,6 +97,25 @@ def test_an_export_holds_the_tensors_that_came_in(write, tmp_path):
     assert settings["eos_token"] == settings["bos_token"] == END and "mask_token" not in settings
     assert settings["model_input_names"] == ["input_ids", "attention_mask"], "GPT-2 would add token types up"
     np.testing.assert_array_equal(logits(open_folder(target)), logits(found))
+
+
+def test_a_folder_is_fine_tuned_and_comes_back_out(write, tmp_path, capsys):
+    folder, run, text = write(), tmp_path / "run", tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"w{i} w{i + 1} w{i + 2} w{i + 3}" for i in range(1, 80)))
+    words = ["train.py", "--config=configs/gpt_lm.py:smoke", f"--config.init_from={folder}", "--config.data.seq_len=24"]
+    words += [f"--config.data.train=text:{text}", f"--workdir={run}", "--config.optimizer.schedule=constant"]
+    words += ["--config.optimizer.warmup_steps=0", "--config.optimizer.layer_decay=0.5"]
+    assert train.main([*words, "--config.train.steps=1"]) == 0
+    assert train.main([*words, "--config.train.steps=2"]) == 0
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if record["split"] == "train"] == [1, 2]
+    assert convert.main(["convert.py", "export", f"--workdir={run}", f"--to={tmp_path / 'out'}"]) == 0
+    assert convert.main(["convert.py", "verify", f"--workdir={run}", f"--with={tmp_path / 'out'}"]) == 0
+    out, begun = load_file(tmp_path / "out" / "model.safetensors"), weights()
+    assert out.keys() == begun.keys()
+    moved = {name: np.abs(out[name] - begun[name]).max() for name in out}
+    first, last = (moved[f"transformer.h.{i}.mlp.c_fc.weight"] for i in range(2))
+    assert 0 < moved["transformer.wte.weight"] < first < last < 0.01, "lower layers move less"
 
 
 def test_a_width_that_config_json_leaves_open_is_four_times_the_models(write):

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 import convert
 import tasks
+import train
 from errors import UserError
 from interop.folder import open_folder
 from models import MODELS, parameters
@@ -109,6 +110,27 @@ def test_an_imported_run_translates_and_verifies(write, tmp_path):
     # The decoder starts with the padding, as transformers' does.
     assert (other.cls_id, other.sep_id, own.sep_id) == (0, 1, 1)
     assert jax.tree.leaves(model)
+
+
+def test_a_folder_is_fine_tuned_and_the_run_goes_on(write, tmp_path, capsys):
+    folder, run, pairs = write(), tmp_path / "run", tmp_path / "pairs.tsv"
+    lines = ["der alte könig\tthe old king", "die königin sieht\tthe queen sees", "einen brief\ta letter"] * 4
+    pairs.write_text("de\ten\n" + "\n".join(lines) + "\n")
+    words = ["train.py", "--config=configs/transformer_mt.py:smoke", f"--config.init_from={folder}"]
+    words += [f"--config.data.train=tsv:{pairs}", "--config.data.source=de", "--config.data.target=en"]
+    words += [f"--workdir={run}", "--config.optimizer.schedule=constant", "--config.optimizer.warmup_share=0"]
+    assert train.main([*words, "--config.train.steps=1"]) == 0
+    assert "starts from" in capsys.readouterr().out
+    about = json.loads((run / "config.json").read_text())
+    assert about["model"]["num_layers"] == 2 and about["model"]["vocab_size"] == 96, "the folder decides"
+    folder.rename(tmp_path / "elsewhere")
+    assert train.main([*words, "--config.train.steps=2"]) == 0
+    assert "step 1" in capsys.readouterr().out
+    begun = open_folder(tmp_path / "elsewhere").params
+    trained_now = parameters.flatten(parameters.split(tasks.restore(run)[1])[1])
+    assert begun.keys() == trained_now.keys()
+    moved = [np.abs(np.asarray(trained_now[path]) - begun[path]).max() for path in begun]
+    assert 0 < max(moved) < 0.01, "two small steps away from the folder's weights"
 
 
 def sentencepiece_pieces(path: Path, text: str) -> list[str]:

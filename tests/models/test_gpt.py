@@ -111,6 +111,15 @@ def test_greedy_decoding_says_what_that_of_transformers_says(model):
     np.testing.assert_array_equal(found.tokens, GOLDEN["continued"])
 
 
+def test_what_ends_a_branch_begins_smaller_the_deeper_the_model_is():
+    config = GptConfig(num_layers=8, hidden_size=64, vocab_size=64, max_positions=8)
+    model = GptForCausalLM(config, nnx.Rngs(0))
+    for layer in model.decoder.layers:
+        for begins, ends in ((layer.attention.value, layer.attention.output), (layer.mlp.up, layer.mlp.down)):
+            ratio = np.std(ends.kernel[...]) / np.std(begins.kernel[...])
+            np.testing.assert_allclose(ratio, (2 * 8) ** -0.5, rtol=0.05)
+
+
 @pytest.mark.parametrize("norm", ["post", "pre"])
 @pytest.mark.parametrize("position", ["learned", "sinusoidal", "rope"])
 def test_no_token_sees_one_behind_it_or_another_document(norm, position):

@@ -6,7 +6,7 @@ import pytest
 
 from errors import UserError
 from training import phases, rules
-from training.phases import PhaseOptimizer, enter_phase, layerwise_decay, make_phases, phase_at
+from training.phases import PhaseOptimizer, chosen_rules, enter_phase, layerwise_decay, make_phases, phase_at
 from training.step import create_state, empty_totals, make_train_step
 
 KEY = jax.random.key(0)
@@ -182,3 +182,18 @@ def test_partition_and_join_are_inverse():
     parts = rules.partition(params(), lambda path: path.split("/")[0])
     assert set(parts) == {"embeddings", "encoder", "classifier"}
     assert jax.tree.structure(rules.join(*parts.values())) == jax.tree.structure(params())
+
+
+def test_beside_adapters_the_whole_of_a_backbone_is_frozen_and_its_heads_are_not():
+    frozen = ("embeddings/word/embedding", "target_embeddings/word/embedding", "encoder/layers/0/mlp/up/kernel")
+    frozen += ("decoder/layers/1/cross_attention/query/kernel", "decoder/norm/scale")
+    trained = ("classifier/kernel", "lora/decoder/layers/0/attention/query/a", "output_bias")
+    tree = {}
+    for path in (*frozen, *trained):
+        *above, last = path.split("/")
+        node = tree
+        for part in above:
+            node = node.setdefault(part, {})
+        node[last] = np.zeros(1)
+    (phase,) = make_phases(tree, chosen_rules(phases.ALL_ALIKE, 1.0, 2, adapters=True))
+    assert phase.rates.keys() == set(trained)
