@@ -18,6 +18,7 @@ from models.layers import Array
 from models.transformer import Cache
 
 FIRST_ROOM = 64  # slots that a text has in the caches at first; doubled when they are full
+ROUND = 16  # what the greatest number of slots is a multiple of
 BLOCK = 64  # scores that are looked through together for the largest
 IMPOSSIBLE = -1e9  # the score of what cannot be; finite, so that sums with it are numbers
 
@@ -58,7 +59,7 @@ class Choice:
     def __call__(self, logits: Array, keys: Array) -> Array:
         """A token for each row of [batch, entries]; `keys` [batch] draw them."""
         if self.temperature == 0:
-            return logits.argmax(-1).astype(jnp.int32)
+            return _likeliest(logits)
         logits = logits / self.temperature
         if self.top_k or self.top_p < 1:
             ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
@@ -122,7 +123,7 @@ def decode(
         """The state with one more token for each row, chosen by logits [batch, entries]."""
         number, ended = state["number"], state["ended"]
         chosen = choice(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, number))
-        told = jnp.take_along_axis(logits, chosen[:, None], -1)[:, 0] - jax.nn.logsumexp(logits, -1)
+        told = jnp.take_along_axis(logits, chosen[:, None], -1) - _normalizer(logits, logits.max(-1, keepdims=True))
         chosen = jnp.where(ended, end_id, chosen)
         return {
             "number": number + 1,
@@ -130,7 +131,7 @@ def decode(
             "caches": caches,
             "tokens": state["tokens"].at[:, number].set(chosen),
             "lengths": state["lengths"] + ~ended,
-            "scores": state["scores"] + jnp.where(ended, 0, told),
+            "scores": state["scores"] + jnp.where(ended, 0, told[:, 0]),
             "ended": ended | (chosen == end_id),
         }
 
@@ -279,6 +280,13 @@ def read_beams(found: Beams) -> tuple[list[list[int]], np.ndarray]:
     return texts, scores[:, 0]
 
 
+def _likeliest(logits: Array) -> Array:
+    """As argmax, int32, which XLA compares one by one on a CPU: the first of the entries with the highest logit."""
+    number = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+    highest = logits.max(-1, keepdims=True)
+    return jnp.where(logits == highest, number, logits.shape[-1] - 1).min(-1)
+
+
 def _largest(x: Array, count: int) -> tuple[Array, Array]:
     """As `jax.lax.top_k` over the last axis of [rows, many], which on a CPU sorts where comparing is enough.
 
@@ -302,13 +310,16 @@ def _normalizer(logits: Array, highest: Array) -> Array:
 
 
 def _rooms(least: int, most: int, slots_a_step: int = 1) -> list[int]:
-    """How many steps the caches have room for, one after the other: doubled from `FIRST_ROOM` slots, up to `most`."""
+    """How many steps the caches have room for, one after the other: doubled from `FIRST_ROOM` slots, up to `most`.
+
+    The last has a round number, since rows of an odd length are slow to read.
+    """
     rooms = [max(FIRST_ROOM // slots_a_step, 1)]
     while rooms[-1] < least:
         rooms[-1] *= 2
     while rooms[-1] < most:
         rooms.append(2 * rooms[-1])
-    return [*rooms[:-1], max(least, most)]
+    return [*rooms[:-1], -(-max(least, most) // ROUND) * ROUND]
 
 
 def _loop(
