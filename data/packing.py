@@ -10,7 +10,7 @@ import numpy as np
 
 from data.masking import uniform
 
-OPEN = 1024  # rows of pairs that a pair may still go into; older ones are left as full as they are
+OPEN = 4096  # rows of pairs that a pair may still go into; older ones are left as full as they are
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,10 +29,13 @@ def vocabulary_logits(hidden: Array, table: Array, bias: Array | None, size: int
 
 def make_logits(table: Array, bias: Array | None, size: int, dtype: jnp.dtype) -> Callable[[Array], Array]:
     """`vocabulary_logits` as a function of `hidden` alone, for a loop's steps: the table is turned once, outside."""
-    turned = table.astype(dtype).T
+    table = table.astype(dtype)
+    turned = table.T
 
     def logits(hidden: Array) -> Array:
-        logits = (hidden @ turned).astype(jnp.float32)
+        alone = hidden.size == hidden.shape[-1]  # one row reads the table as it lies; turning it takes three steps' time
+        products = (table @ hidden.reshape(-1)).reshape(*hidden.shape[:-1], -1) if alone else hidden @ turned
+        logits = products.astype(jnp.float32)
         logits = logits if bias is None else add_bias(logits, bias)
         return logits if size == table.shape[0] else jnp.where(jnp.arange(table.shape[0]) < size, logits, NEVER)
 
