@@ -220,13 +220,14 @@ class SentencePiece(Tokenizer):
         return ids if known == self.unk_id else np.concatenate([np.array([known], np.int32), ids[1:]])
 
 
-def make_tokenizer(spec: str, source: Source, log: Callable[[str], None] = print) -> Tokenizer:
+def make_tokenizer(spec: str, source: Source, log: Callable[[str], None] = print, field: str = FIELD) -> Tokenizer:
     """A tokenizer trained on `source`, the training split, or loaded from a path.
 
     Args:
         spec: `wordpiece:N`, `unigram:N` or `bpe:N` with N pieces, `char` for single characters, or a file or folder to
             load.
         log: is told when the text is too small to give as many pieces.
+        field: the name of the config field, for messages.
     """
     kind, colon, number = spec.partition(":")
     if spec == CHARACTERS:
@@ -240,16 +241,18 @@ def make_tokenizer(spec: str, source: Source, log: Callable[[str], None] = print
     if kind not in KINDS:
         near = difflib.get_close_matches(kind, KINDS, n=1) if colon and not Path(spec).exists() else []
         if near:
-            raise UserError(FIELD, repr(spec), f"Did you mean {near[0]}:{number}?")
-        return load_tokenizer(spec)
+            raise UserError(field, repr(spec), f"Did you mean {near[0]}:{number}?")
+        return load_tokenizer(spec, field)
     if not number.isdecimal() or int(number) < SMALLEST[kind]:
         mend = f"Give the number of pieces, at least {SMALLEST[kind]}: {kind}:8192"
-        raise UserError(FIELD, repr(spec), mend)
+        raise UserError(field, repr(spec), mend)
     size = int(number)
 
     def build(folder: Path) -> None:
         log(f"tokenizer: training {spec} on {source.name}")
-        tokenizer = _train_wordpiece(source, size) if kind == "wordpiece" else _train_sentencepiece(source, kind, size)
+        tokenizer = (
+            _train_wordpiece(source, size) if kind == "wordpiece" else _train_sentencepiece(source, kind, size, field)
+        )
         tokenizer.save(folder)
 
     folder = cached_folder("tokenizers", fingerprint(VERSION, source.fingerprint, kind, size), build)
@@ -374,7 +377,7 @@ def _collect_characters(source: Source) -> Tokenizer:
     return WordPiece(backend, "the characters", FIELD)
 
 
-def _train_sentencepiece(source: Source, kind: str, size: int) -> Tokenizer:
+def _train_sentencepiece(source: Source, kind: str, size: int, field: str) -> Tokenizer:
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -400,11 +403,11 @@ def _train_sentencepiece(source: Source, kind: str, size: int) -> Tokenizer:
     except RuntimeError as error:
         if too_small := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
             mend = f"The characters of {source.name} alone need {too_small[1]} pieces: give more."
-            raise UserError(FIELD, f"{kind}:{size}", mend) from error
+            raise UserError(field, f"{kind}:{size}", mend) from error
         if "sentences_.empty" in str(error) or "all_chars_count" in str(error):
             raise _empty(source) from error
         raise
-    return SentencePiece(model.getvalue(), "the trained tokenizer", FIELD)
+    return SentencePiece(model.getvalue(), "the trained tokenizer", field)
 
 
 def _lines(source: Source) -> Iterator[str]:

@@ -65,7 +65,8 @@ def answer_in_order(
     """
     if batch_size < 1:
         raise UserError("--batch_size", batch_size, "Give a number above 0.")
-    while chunk := list(itertools.islice(items, SORTED * batch_size)):
+    waiting = SORTED * batch_size if batch_size > 1 else 1  # who asks line by line is answered line by line
+    while chunk := list(itertools.islice(items, waiting)):
         order = sorted(range(len(chunk)), key=lambda i: length(chunk[i]))
         found: list[Any] = [None] * len(chunk)
         for begin in range(0, len(order), batch_size):

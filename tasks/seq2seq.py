@@ -72,7 +72,7 @@ class Seq2Seq(TextTask):
             tokenizer, target_tokenizer = origin.tokenizer, origin.target_tokenizer
         elif data.target_tokenizer:
             tokenizer = make_tokenizer(data.tokenizer, sides[0], log)
-            target_tokenizer = make_tokenizer(data.target_tokenizer, sides[1], log)
+            target_tokenizer = make_tokenizer(data.target_tokenizer, sides[1], log, "config.data.target_tokenizer")
         else:
             tokenizer = make_tokenizer(data.tokenizer, joined(*sides), log)
         if not data.source_len:

@@ -319,7 +319,7 @@ def translate(tmp_path_factory) -> list[str]:
         ({"a.low": "one\ntwo\n", "a.up": "ONE\n \n"}, ["parallel:{}/a.low,{}/a.up"], ("a.up:2", "empty")),
         ({"a.low": "one\ntwo\n"}, ["parallel:{}/a.low"], ("config.data.train", "two files")),
         ({"a.low": "one\ntwo\n"}, ["parallel:{}/a.low,{}/b.up"], ("config.data.train", "b.up")),
-        ({"a.tsv": "low\tup\none\tONE\ntwo\t\n"}, ["tsv:{}/a.tsv"], ("a.tsv:3", "empty")),
+        ({"a.tsv": "low\tup\none\tONE\nsix\t\ntwo\tTWO\nten\tTEN\n"}, ["tsv:{}/a.tsv"], ("a.tsv:3", "empty")),
         ({"a.tsv": "low\tup\none\tONE\n"}, ["tsv:{}/a.tsv", "--config.data.source=zh"], ("config.data.source", "'zh'")),
         ({"a.tsv": "low\tup\none\tONE\n"}, ["tsv:{}/a.tsv", "--config.data.target=zh"], ("config.data.target", "'zh'")),
         ({}, ["pydocs"], ("config.data.source", "'low'")),
@@ -364,7 +364,7 @@ def test_what_a_translator_cannot_do_is_refused(translate, tmp_path, capsys):
         (["--temperature=0.5", "--beams=4"], ("--temperature", "0.5 with --beams")),
         (["--top_k=5"], ("--top_k", "5", "--temperature")),
         (["--length_penalty=-1"], ("--length_penalty", "-1")),
-        (["--max_tokens=33"], ("--max_tokens", "33", "32 positions")),
+        (["--max_tokens=999"], ("--max_tokens", "999", "positions")),
         (["--max_tokens=-1"], ("--max_tokens", "-1")),
         (["--batch_size=0"], ("--batch_size", "0")),
     ):

@@ -32,11 +32,28 @@ class RootstockNotes(tfds.core.GeneratorBasedBuilder):
             yield i, {"sentence": f"{split} números {i}", "label": i % 2}
 
 
+class RootstockPairs(tfds.core.GeneratorBasedBuilder):
+    """Translations, laid out as those of tfds: a column for each language."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.Translation(["en", "es"]))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(40):
+            yield i, {"en": f"number {i} of all", "es": f"número {i} de todos"}
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
     tfds.core.utils.tqdm_utils.disable_progress_bar()
-    RootstockNotes(data_dir=folder, file_format="array_record").download_and_prepare()
+    for builder in (RootstockNotes, RootstockPairs):
+        builder(data_dir=folder, file_format="array_record").download_and_prepare()
     return folder
 
 
@@ -61,6 +78,13 @@ def test_a_prepared_data_set_gives_its_records_with_random_access(data_dir):
     for index in (-1, 30):
         with pytest.raises(IndexError):
             source[index]
+
+
+def test_pairs_of_two_languages_stay_together(data_dir):
+    sides = [open_source("tfds:rootstock_pairs", text=language) for language in ("en", "es")]
+    for english, spanish in zip(*(texts(side) for side in sides), strict=True):
+        number = english.split()[1]
+        assert (english, spanish) == (f"number {number} of all", f"número {number} de todos")
 
 
 def test_a_split_is_chosen_by_name_or_share(data_dir):

@@ -101,6 +101,20 @@ def test_prompts_are_answered_in_their_order_whatever_their_lengths(task, model)
         assert alone["score"] == pytest.approx(result["score"], abs=1e-3) and result["tokens"] <= 4
 
 
+def test_who_asks_line_by_line_is_answered_line_by_line(task, model):
+    asked = []
+
+    def lines():
+        for line in ("the old king", "a ship", "the river"):
+            asked.append(line)
+            yield line
+
+    answers = task.predict(model, lines(), GenerateOptions(max_tokens=2, batch_size=1))
+    for number in (1, 2, 3):
+        next(answers)
+        assert len(asked) == number
+
+
 def test_drawing_depends_on_the_seed_and_on_the_line_alone(task, model):
     texts = ["the old king", "the forest"]
     one, same, other = (lines(task, model, texts, max_tokens=8, temperature=1.5, seed=s) for s in (1, 1, 2))
