@@ -140,7 +140,7 @@ def attention_maps(weights: np.ndarray, asking: Sequence[str], seen: Sequence[st
     heads = len(weights)
     across = math.ceil(math.sqrt(heads))
     down = math.ceil(heads / across)
-    names, families = _names([*asking, *seen])
+    names, families = _names(asking, seen)
     rows, columns = names[: len(asking)], names[len(asking) :]
     cell = 0.26 if heads == 1 else 0.17
     width, height = max(1.2, cell * len(columns)), max(1.2, cell * len(rows))
@@ -199,17 +199,18 @@ def _plain(figure: Figure, families: list[str]) -> Figure:
     return figure
 
 
-def _names(labels: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The labels as they can be shown, and the fonts to show them in.
+def _names(labels: Sequence[str], more: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """The labels of one or of two axes as they can be shown, and the fonts to show them in.
 
-    Long ones lose their middle. One with characters that no font has gets its number before it: `#3 □□ (old)`.
+    Long ones lose their middle. One with characters that no font has gets its number on its axis before it:
+    `#3 □□ (old)`.
     """
-    names = [_shorten("".join(c for c in " ".join(label.split()) if c.isprintable())) for label in labels]
+    names = [_shorten("".join(c for c in " ".join(label.split()) if c.isprintable())) for label in (*labels, *more)]
     lacking = _lacking(font_manager.findfont(FONT), 0, frozenset("".join(names)))
     family, lacking = _second_font(lacking) if lacking else (None, lacking)
-    for number, name in enumerate(names):
-        if not name or lacking & set(name):
-            names[number] = f"#{number} {''.join('□' if c in lacking else c for c in name)}".strip()
+    for place, number in enumerate([*range(len(labels)), *range(len(more))]):
+        if not names[place] or lacking & set(names[place]):
+            names[place] = f"#{number} {''.join('□' if c in lacking else c for c in names[place])}".strip()
     return names, [FONT, family] if family else [FONT]
 
 

@@ -219,6 +219,13 @@ def latin_fonts(monkeypatch):
     pictures._second_font.cache_clear()
 
 
+def test_tokens_without_a_font_are_numbered_along_their_own_axis(latin_fonts):
+    figure = pictures.attention_maps(np.full((1, 3, 2), 0.5), ["one", "二", "three"], ["体育", "two"])
+    (axes,) = (axes for axes in figure.axes if axes.images)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "#1 □", "three"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["#0 □□", "two"]
+
+
 def test_a_label_without_a_font_is_known_by_its_number(latin_fonts):
     assert shown("体育") == "#1 □□"
     assert shown("ข่าว (news)") == "#1 □□□□ (news)"

@@ -120,12 +120,12 @@ def test_a_folder_is_fine_tuned_and_the_run_goes_on(write, tmp_path, capsys):
     words += [f"--config.data.train=tsv:{pairs}", "--config.data.source=de", "--config.data.target=en"]
     words += [f"--workdir={run}", "--config.optimizer.schedule=constant", "--config.optimizer.warmup_share=0"]
     assert train.main([*words, "--config.train.steps=1"]) == 0
-    assert "starts from" in capsys.readouterr().out
+    assert f"init_from {folder}" in capsys.readouterr().out
     about = json.loads((run / "config.json").read_text())
     assert about["model"]["num_layers"] == 2 and about["model"]["vocab_size"] == 96, "the folder decides"
     folder.rename(tmp_path / "elsewhere")
     assert train.main([*words, "--config.train.steps=2"]) == 0
-    assert "step 1" in capsys.readouterr().out
+    assert "goes on at step 1" in capsys.readouterr().out
     begun = open_folder(tmp_path / "elsewhere").params
     trained_now = parameters.flatten(parameters.split(tasks.restore(run)[1])[1])
     assert begun.keys() == trained_now.keys()
