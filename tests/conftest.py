@@ -12,6 +12,8 @@ from pathlib import Path
 # that what one has compiled the others need not.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["ROOTSTOCK_CACHE"] = tempfile.mkdtemp(prefix="rootstock-test-cache-")
+    # Most of the time goes into compiling programs that then run for milliseconds.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
 import pytest  # noqa: E402
 
