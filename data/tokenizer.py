@@ -318,12 +318,17 @@ def _bert_backend(pieces: list[str], settings: Mapping[str, Any] | None = None) 
     backend.decoder = decoders.WordPiece(prefix="##")
     if all(special in ids for special in SPECIALS):
         backend.add_special_tokens(list(SPECIALS))
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{CLS} $A {SEP}",
-            pair=f"{CLS} $A {SEP} $B:1 {SEP}:1",
-            special_tokens=[(piece, ids[piece]) for piece in (CLS, SEP)],
-        )
+        backend.post_processor = bert_template(ids[CLS], ids[SEP])
     return backend
+
+
+def bert_template(cls_id: int, sep_id: int) -> processors.TemplateProcessing:
+    """[CLS] text [SEP], or [CLS] text [SEP] text [SEP]."""
+    return processors.TemplateProcessing(
+        single=f"{CLS} $A {SEP}",
+        pair=f"{CLS} $A {SEP} $B:1 {SEP}:1",
+        special_tokens=[(CLS, cls_id), (SEP, sep_id)],
+    )
 
 
 def _train_wordpiece(source: Source, size: int) -> Tokenizer:

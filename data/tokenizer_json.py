@@ -8,7 +8,7 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from data.tokenizer import CLS, SEP, SPECIALS, SentencePiece, Tokenizer, WordPiece
+from data.tokenizer import CLS, SEP, SPECIALS, UNK, SentencePiece, Tokenizer, WordPiece, bert_template
 from errors import UserError
 
 PROTO: Any = sentencepiece_model_pb2  # generated code, of which the type checker knows nothing
@@ -64,10 +64,8 @@ def rebuild(tokenizer: SentencePiece) -> WordPiece:
         backend = tokenizers.Tokenizer(models.Unigram(list(scores.items()), tokenizer.unk_id, byte_fallback=True))
     else:
         ids = {piece: i for i, piece in enumerate(scores)}
-        merges = _merges(scores)
-        backend = tokenizers.Tokenizer(
-            models.BPE(ids, merges, unk_token=tokenizer.roles["[UNK]"], fuse_unk=True, byte_fallback=True)
-        )
+        bpe = models.BPE(ids, _merges(scores), unk_token=UNK, fuse_unk=True, byte_fallback=True)
+        backend = tokenizers.Tokenizer(bpe)
     steps: list[Any] = [normalizers.Precompiled(about.normalizer_spec.precompiled_charsmap)]
     steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Strip()]
     backend.normalizer = normalizers.Sequence(steps)
@@ -75,11 +73,7 @@ def rebuild(tokenizer: SentencePiece) -> WordPiece:
     spelled = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     backend.decoder = decoders.Sequence(spelled)
     backend.add_special_tokens(list(SPECIALS))
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{CLS} $A {SEP}",
-        pair=f"{CLS} $A {SEP} $B:1 {SEP}:1",
-        special_tokens=[(CLS, tokenizer.cls_id), (SEP, tokenizer.sep_id)],
-    )
+    backend.post_processor = bert_template(tokenizer.cls_id, tokenizer.sep_id)
     return WordPiece(backend, "the SentencePiece model", "config.data.tokenizer")
 
 

@@ -312,14 +312,15 @@ def _normalizer(logits: Array, highest: Array) -> Array:
 def _rooms(least: int, most: int, slots_a_step: int = 1) -> list[int]:
     """How many steps the caches have room for, one after the other: doubled from `FIRST_ROOM` slots, up to `most`.
 
-    The last has a round number, since rows of an odd length are slow to read.
+    The last has a round number of slots, since rows of an odd length are slow to read.
     """
     rooms = [max(FIRST_ROOM // slots_a_step, 1)]
     while rooms[-1] < least:
         rooms[-1] *= 2
     while rooms[-1] < most:
         rooms.append(2 * rooms[-1])
-    return [*rooms[:-1], -(-max(least, most) // ROUND) * ROUND]
+    steps = max(ROUND // slots_a_step, 1)
+    return [*rooms[:-1], -(-max(least, most) // steps) * steps]
 
 
 def _loop(

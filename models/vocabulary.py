@@ -33,10 +33,10 @@ def make_logits(table: Array, bias: Array | None, size: int, dtype: jnp.dtype) -
     turned = table.T
 
     def logits(hidden: Array) -> Array:
-        alone = (
-            hidden.size == hidden.shape[-1]
-        )  # one row reads the table as it lies; turning it takes three steps' time
-        products = (table @ hidden.reshape(-1)).reshape(*hidden.shape[:-1], -1) if alone else hidden @ turned
+        if hidden.size == hidden.shape[-1]:  # one row reads the table as it lies: turning it takes three steps' time
+            products = (table @ hidden.reshape(-1)).reshape(*hidden.shape[:-1], -1)
+        else:
+            products = hidden @ turned
         logits = products.astype(jnp.float32)
         logits = logits if bias is None else add_bias(logits, bias)
         return logits if size == table.shape[0] else jnp.where(jnp.arange(table.shape[0]) < size, logits, NEVER)

@@ -13,7 +13,7 @@ from flax import nnx
 
 from data.cache import fingerprint
 from data.corpus import tokenize_corpus
-from data.packing import gather_rows, pack_pairs
+from data.packing import OPEN, gather_rows, pack_pairs
 from data.pipeline import Batch, Rows
 from data.sources import Source, joined
 from data.tokenizer import IDEOGRAPH, Tokenizer, make_tokenizer
@@ -139,7 +139,7 @@ class Seq2Seq(TextTask):
             f" · {of_source.padding:.1%} and {of_target.padding:.1%} padding"
         )
         summary += f" · {cut:,} cut" if cut else ""
-        key = fingerprint(sources.fingerprint, targets.fingerprint, data.source_len, data.seq_len)
+        key = fingerprint(sources.fingerprint, targets.fingerprint, data.source_len, data.seq_len, OPEN)
         return Rows(count=len(of_source), load=load, records=records, fingerprint=key, summary=summary)
 
     @property

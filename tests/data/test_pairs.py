@@ -37,9 +37,9 @@ def test_each_pair_stands_once_with_both_sides_in_the_same_row_and_nothing_overf
     np.testing.assert_array_equal(again[2], pairs)
 
 
-def test_there_is_little_padding_on_both_sides():
-    sources, targets = drawn(20_000)
-    length = 128
+@pytest.mark.parametrize(("count", "length"), [(20_000, 128), (20_000, 64)])
+def test_there_is_little_padding_on_both_sides(count, length):
+    sources, targets = drawn(count)
     source_len = round(length * (sources + 1).sum() / (targets + 1).sum())
     of_source, of_target, _ = pack_pairs(offsets_of(sources), offsets_of(targets), source_len, length)
     assert of_source.padding < 0.1 and of_target.padding < 0.1
