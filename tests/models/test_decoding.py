@@ -132,6 +132,11 @@ def test_only_the_likeliest_are_drawn(choice, allowed):
     assert set(np.unique(drawn).tolist()) == allowed
 
 
+def test_of_equal_logits_greedy_takes_the_first():
+    logits = jax.random.randint(jax.random.key(1), (50, 24), 0, 4).astype(jnp.float32)
+    np.testing.assert_array_equal(GREEDY(logits, jax.random.split(jax.random.key(0), 50)), logits.argmax(-1))
+
+
 def test_tokens_are_drawn_by_their_probabilities_at_the_temperature():
     logits = jnp.log(jnp.array([0.5, 0.05, 0.15, 0.3]))
     drawn = Choice(0.5)(jnp.tile(logits, (20_000, 1)), jax.random.split(jax.random.key(1), 20_000))
@@ -220,6 +225,23 @@ def test_beams_with_caches_find_what_a_loop_over_lists_finds(beams, length_penal
         score, text = plain_beams(model, start, beams, 10, length_penalty)
         assert scores[row] == pytest.approx(score, abs=1e-3)
         assert tuple(texts[row]) == text
+
+
+def test_a_search_goes_on_while_a_longer_text_could_still_be_the_best():
+    """By a script: the end is likely at once, but what goes on instead is sure of itself until its end."""
+    sure, end = 2, 3
+    at_first = jnp.log(jnp.array([0.05, 0.05, 0.4, 0.5]))
+    later, at_last = (jnp.log(jnp.full(4, 0.01).at[token].set(0.97)) for token in (sure, end))
+
+    def advance(tokens, positions, visible, caches, slot):
+        place = positions[:, :, None]
+        return jnp.where(place == 0, at_first, jnp.where(place < 8, later, at_last)), caches
+
+    start = jnp.zeros(2, jnp.int32)
+    found = search_beams(advance, lambda slots: [], start, beams=1, max_tokens=12, end_id=end, length_penalty=1.0)
+    texts, scores = read_beams(jax.device_get(found))
+    assert texts == [[sure] * 8] * 2
+    np.testing.assert_allclose(scores, (np.log(0.4) + 8 * np.log(0.97)) / ((5 + 9) / 6), rtol=1e-5)
 
 
 def test_one_beam_without_a_penalty_is_greedy():

@@ -70,6 +70,14 @@ def test_every_token_of_the_held_out_targets_counts_once_whatever_the_batch(task
     assert set(task.metrics(one)) == set(task.metric_names())
 
 
+def test_rows_that_were_packed_otherwise_have_another_fingerprint(task, monkeypatch):
+    """So that a run never goes on with other rows than it began with."""
+    before = task.rows("train").fingerprint
+    assert task.rows("train").fingerprint == before
+    monkeypatch.setattr("tasks.seq2seq.OPEN", 8)
+    assert task.rows("train").fingerprint != before
+
+
 def test_no_source_is_on_both_sides_and_sides_stay_together(task):
     texts = {
         split: [side[i]["text"] for side in task._open_sides(split) for i in range(len(side))]
