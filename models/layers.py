@@ -120,6 +120,16 @@ class LayerNorm(nnx.Module):
         return add_bias(scale_by(normal, self.scale[...]), self.bias[...]).astype(x.dtype)
 
 
+class LayerScale(nnx.Module):
+    """A factor for each channel (Touvron et al. 2021, arXiv:2103.17239)."""
+
+    def __init__(self, hidden: int, first: float):
+        self.scale = nnx.Param(jnp.full(hidden, first, jnp.float32))
+
+    def __call__(self, x: Array) -> Array:
+        return scale_by(x, self.scale[...].astype(x.dtype))
+
+
 @jax.custom_vjp
 def gelu(x: Array) -> Array:
     """`x · Φ(x)` with the exact normal distribution function (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""

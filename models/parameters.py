@@ -4,7 +4,7 @@ Outside of a module, parameters are plain dicts whose keys are all strings, so t
 `encoder/layers/3/attention/query/kernel`: in rules, checkpoints, tables and imports. Checkpoints hold no Flax type.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ from flax import nnx
 
 from errors import UserError
 from models.lora import Lora
+from models.convolution import BatchNorm
 
 nnx.set_graph_mode(False)
 
@@ -57,12 +58,25 @@ def _string_keys(tree: Any) -> Any:
 
 
 def functional(
-    graphdef: nnx.GraphDef, loss: Callable[..., Any], lora: Lora | None = None
+    graphdef: nnx.GraphDef,
+    loss: Callable[..., Any],
+    lora: Lora | None = None,
+    trained: Collection[str] | None = None,
 ) -> Callable[..., tuple[Any, Tree]]:
-    """`loss(model, batch, key)` as a pure function `(params, model_state, batch, key) -> (its value, model_state)`."""
+    """`loss(model, batch, key)` as a pure function `(params, model_state, batch, key) -> (its value, model_state)`.
+
+    Args:
+        trained: the paths of the parameters that are; all without. A BatchNorm none of whose own are keeps its
+            statistics and goes by them, in training as in an evaluation.
+    """
 
     def forward(params: Tree, model_state: Tree, batch: Any, key: jax.Array | None) -> tuple[Any, Tree]:
         model = nnx.merge(graphdef, lora.merge(params) if lora else params, model_state)
+        if trained is not None and model_state:
+            own = {path.rpartition("/")[0] for path in trained}
+            for path, module in nnx.iter_modules(model):
+                if isinstance(module, BatchNorm):
+                    module.frozen = "/".join(map(str, path)) not in own
         value = loss(model, batch, key)
         return value, _string_keys(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
@@ -85,13 +99,13 @@ class Account(NamedTuple):
     left_over: list[str]
 
 
-def account(params: Tree, weights: Mapping[str, Any], field: str) -> Account:
-    """Which of `weights`, by path, have a place in `params`; shapes will do for both.
+def account(params: Tree, model_state: Tree, weights: Mapping[str, Any], field: str) -> Account:
+    """Which of `weights`, by path, have a place among the parameters or the model's other state; shapes will do.
 
     Raises:
         UserError: a weight has another shape than its place, or none has one.
     """
-    places = flatten(params)
+    places = flatten(params) | flatten(model_state)
     loaded = [path for path in places if path in weights]
     for path in loaded:
         if places[path].shape != weights[path].shape:

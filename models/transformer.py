@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from errors import UserError
-from models.layers import ACTIVATIONS, Array, LayerNorm, Linear, dropout, rotate
+from models.layers import ACTIVATIONS, Array, LayerNorm, LayerScale, Linear, dropout, rotate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,8 @@ class TransformerConfig:
     position: str = "learned"  # learned | sinusoidal | rope
     dropout: float = 0.1  # on the embeddings and on each branch of a block
     attention_dropout: float = 0.1  # on the attention probabilities
+    stochastic_depth: float = 0.0  # share of the rows that the last layer's branches pass over; less below, 0 at first
+    layer_scale: float = 0.0  # what each branch is multiplied with at first, channel by channel; 0: not at all
     layer_norm_epsilon: float = 1e-12
     initializer_range: float = 0.02
 
@@ -61,7 +63,9 @@ class TransformerConfig:
                 raise UserError(f"config.model.{name}", repr(getattr(self, name)), f"Choose {', '.join(choices)}.")
         if self.position == "rope" and (self.hidden_size // self.num_heads) % 2:
             raise UserError("config.model.position", "rope needs an even width per head", "Change num_heads.")
-        for name in ("dropout", "attention_dropout"):
+        if not self.layer_scale >= 0:
+            raise UserError("config.model.layer_scale", self.layer_scale, "Give a small number such as 0.1, or 0.")
+        for name in ("dropout", "attention_dropout", "stochastic_depth"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"config.model.{name}", getattr(self, name), "Give a share from 0 to below 1.")
         for name in ("layer_norm_epsilon", "initializer_range"):
@@ -161,17 +165,25 @@ class FeedForward(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Self-attention, in a decoder cross-attention, and feed-forward, each a residual branch with its norm."""
+    """Self-attention, in a decoder cross-attention, and feed-forward, each a residual branch with its norm.
 
-    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs, crosses: bool = False):
+    Args:
+        passed_over: the share of rows that a branch adds nothing to in training (Huang et al. 2016, arXiv:1603.09382).
+    """
+
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs, crosses: bool = False, passed_over: float = 0.0):
         def norm() -> LayerNorm:
             return LayerNorm(config.hidden_size, epsilon=config.layer_norm_epsilon)
 
-        self.config = config
-        self.attention, self.attention_norm = Attention(config, rngs), norm()
+        def scale() -> LayerScale | None:
+            return LayerScale(config.hidden_size, config.layer_scale) if config.layer_scale else None
+
+        self.config, self.passed_over = config, passed_over
+        self.attention, self.attention_norm, self.attention_scale = Attention(config, rngs), norm(), scale()
         self.cross_attention = Attention(config, rngs) if crosses else None
         self.cross_norm = norm() if crosses else None
-        self.mlp, self.mlp_norm = FeedForward(config, rngs), norm()
+        self.cross_scale = scale() if crosses else None
+        self.mlp, self.mlp_norm, self.mlp_scale = FeedForward(config, rngs), norm(), scale()
 
     def __call__(
         self,
@@ -200,10 +212,10 @@ class Block(nnx.Module):
                 watched["self"].append(probabilities)
             return self.attention.look(probabilities, values, keys[0])
 
-        x = self._add(attend, x, self.attention_norm, keys[1], places)
+        x = self._add(attend, x, self.attention_norm, self.attention_scale, keys[1], places)
         if memory is not None:
             x = self._look_across(x, memory, memory_visible, keys[3:], watched)
-        return self._add(self.mlp, x, self.mlp_norm, keys[2])
+        return self._add(self.mlp, x, self.mlp_norm, self.mlp_scale, keys[2])
 
     def advance(
         self,
@@ -228,10 +240,10 @@ class Block(nnx.Module):
             cache = cache.written(self.attention.keys_and_values(x, positions), slot)
             return self.attention.look(self.attention.probabilities(x, cache.keys, visible, positions), cache.values)
 
-        x = self._add(attend, x, self.attention_norm)
+        x = self._add(attend, x, self.attention_norm, self.attention_scale)
         if memory is not None:
             x = self._look_across(x, memory, memory_visible)
-        return self._add(self.mlp, x, self.mlp_norm), cache
+        return self._add(self.mlp, x, self.mlp_norm, self.mlp_scale), cache
 
     def remember(self, hidden: Array) -> Cache:
         """What the cross-attention looks at, of an encoder's output [batch, length, hidden]."""
@@ -256,19 +268,25 @@ class Block(nnx.Module):
                 watched["cross"].append(probabilities)
             return attention.look(probabilities, memory.values, keys[0])
 
-        return self._add(cross, x, self.cross_norm, keys[1])
+        return self._add(cross, x, self.cross_norm, self.cross_scale, keys[1])
 
     def _add(
         self,
         branch: Callable[[Array], Array],
         x: Array,
         norm: LayerNorm,
+        scale: LayerScale | None,
         key: Array | None = None,
         places: Array | None = None,
     ) -> Array:
         """x, at `places`, and what the branch makes of it; normed behind or before."""
         before, behind = (norm, _same) if self.config.norm == "pre" else (_same, norm)
-        return behind(_take(x, places) + dropout(branch(before(x)), self.config.dropout, key))
+        added = dropout(branch(before(x)), self.config.dropout, key)
+        if scale is not None:
+            added = scale(added)
+        if key is not None and self.passed_over:
+            added *= dropout(jnp.ones((len(x), 1, 1), x.dtype), self.passed_over, jax.random.fold_in(key, 1))
+        return behind(_take(x, places) + added)
 
 
 class Stack(nnx.Module):
@@ -281,7 +299,8 @@ class Stack(nnx.Module):
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs, *, causal: bool = False, crosses: bool = False):
         self.causal = causal
-        self.layers = nnx.List([Block(config, rngs, crosses) for _ in range(config.num_layers)])
+        shares = [config.stochastic_depth * i / max(1, config.num_layers - 1) for i in range(config.num_layers)]
+        self.layers = nnx.List([Block(config, rngs, crosses, share) for share in shares])
         self.norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_epsilon) if config.norm == "pre" else None
 
     def __call__(
