@@ -6,7 +6,7 @@ are first asked for, so a second run, whose tokens are cached, never reads them.
 
 import difflib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -59,14 +59,25 @@ def open_source(
     """
     if document not in ("paragraph", "line", "file"):
         raise UserError("config.data.document", repr(document), "Choose paragraph, line or file.")
+    kind, rest = choose_kind(spec, KINDS, EMBEDDED, field)
+    return KINDS[kind](rest, text, document, field)
+
+
+def choose_kind(spec: str, kinds: Iterable[str], embedded: Sequence[str], field: str) -> tuple[str, str]:
+    """The kind that a source is named by, and what stands behind its colon.
+
+    Args:
+        kinds: those there are, the likeliest first; `embedded` are those of them that need nothing behind a colon.
+    """
+    known = list(kinds)
     kind, colon, rest = spec.partition(":")
-    if kind in KINDS and (bool(colon) == (kind not in EMBEDDED)):
-        return KINDS[kind](rest, text, document, field)
+    if kind in known and (bool(colon) == (kind not in embedded)):
+        return kind, rest
     if "/" in kind or (not colon and "." in kind):
-        raise UserError(field, f"{spec!r} has no kind", f"Did you mean text:{spec}? Kinds: {', '.join(KINDS)}.")
-    near = difflib.get_close_matches(kind, KINDS, n=1)
-    hint = f"Did you mean {near[0]}{'' if near[0] in EMBEDDED else ':' + (rest or 'PATH')}? " if near else ""
-    raise UserError(field, f"{spec!r} is no source", f"{hint}Kinds: {', '.join(KINDS)}.")
+        raise UserError(field, f"{spec!r} has no kind", f"Did you mean {known[0]}:{spec}? Kinds: {', '.join(known)}.")
+    near = difflib.get_close_matches(kind, known, n=1)
+    hint = f"Did you mean {near[0]}{'' if near[0] in embedded else ':' + (rest or 'PATH')}? " if near else ""
+    raise UserError(field, f"{spec!r} is no source", f"{hint}Kinds: {', '.join(known)}.")
 
 
 def split_holdout(

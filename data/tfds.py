@@ -7,19 +7,30 @@ TensorFlow, which is not installed with this project: prepare a data set once wh
 import functools
 from typing import Any
 
+import numpy as np
+
 from data.cache import fingerprint
 from errors import UserError
 
 _PREPARE = "Prepare it where TensorFlow is (tfds build NAME --file_format=array_record) and set TFDS_DATA_DIR."
 
 
-def open_tfds(rest: str, text: str, document: str, field: str) -> "TfdsRecords":
+def open_tfds(rest: str, text: str, document: str, field: str) -> "TfdsTexts":
     """Opens a prepared data set from `$TFDS_DATA_DIR`, by default `~/tensorflow_datasets`.
 
     Raises:
         UserError: it is not there or in another format, or has no such split or column; a column that is no text is
             found when a record is read.
     """
+    return _open(TfdsTexts, rest, text, "config.data.text", field)
+
+
+def open_tfds_pictures(rest: str, image: str, label: str, field: str) -> "TfdsPictures":
+    """The same of a data set of pictures."""
+    return _open(TfdsPictures, rest, image, "config.data.image", field)
+
+
+def _open(kind: Any, rest: str, column: str, column_field: str, field: str) -> Any:
     import tensorflow_datasets as tfds  # takes half a second, so only who asks for it waits
 
     name, _, split = rest.partition("@")
@@ -41,23 +52,23 @@ def open_tfds(rest: str, text: str, document: str, field: str) -> "TfdsRecords":
     except (KeyError, ValueError) as error:
         raise UserError(field, f"{name!r} has no split {split!r}", f"splits of {name}: {', '.join(splits)}") from error
     columns = list(builder.info.features or [])
-    if text not in columns:
-        raise UserError("config.data.text", f"{text!r}", f"columns of {name}: {', '.join(columns)}")
+    if column not in columns:
+        raise UserError(column_field, f"{column!r}", f"columns of {name}: {', '.join(columns)}")
     try:
-        return TfdsRecords(f"tfds:{rest}", builder, split, text)
+        return kind(f"tfds:{rest}", builder, split, column)
     except OSError as error:
         raise UserError(field, f"{name!r} lacks a file ({error})", _PREPARE) from error
 
 
-class TfdsRecords:
-    """The records of one split; texts are `str`, all other values as tfds gives them."""
+class _TfdsRecords:
+    """The records of one split, as tfds gives them."""
 
-    def __init__(self, name: str, builder: Any, split: str, text: str):
+    def __init__(self, name: str, builder: Any, split: str, column: str):
         self.name = name
-        self._builder, self._split, self._text = builder, split, text
+        self._builder, self._split, self._column = builder, split, column
         info = builder.info.splits[split]
         files = [f"{path.name} {path.stat().length}" for path in info.filepaths]
-        self.fingerprint = fingerprint(builder.info.full_name, split, info.num_examples, text, *files)
+        self.fingerprint = fingerprint(builder.info.full_name, split, info.num_examples, column, *files)
 
     @functools.cached_property
     def _records(self) -> Any:
@@ -66,18 +77,38 @@ class TfdsRecords:
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def _record(self, index: int) -> dict[str, Any]:
+        """Texts are `str`."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        record = {key: _decoded(value) for key, value in self._records[index].items()}
-        text = record[self._text]
-        if not isinstance(text, str):
-            value = f"{self._text!r} of record {index} is no UTF-8 text but {type(text).__name__}"
-            raise UserError(self.name, value, "Name the column of the text with config.data.text.")
-        return {**record, "text": text}
+        return {key: _decoded(value) for key, value in self._records[index].items()}
 
     def where(self, index: int) -> str:
         return f"{self.name}: record {index}"
+
+
+class TfdsTexts(_TfdsRecords):
+    """Records with a text."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self._record(index)
+        text = record[self._column]
+        if not isinstance(text, str):
+            value = f"{self._column!r} of record {index} is no UTF-8 text but {type(text).__name__}"
+            raise UserError(self.name, value, "Name the column of the text with config.data.text.")
+        return {**record, "text": text}
+
+
+class TfdsPictures(_TfdsRecords):
+    """Records with a picture."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self._record(index)
+        image = record[self._column]
+        if not isinstance(image, np.ndarray) or image.ndim != 3 or image.dtype != np.uint8:
+            value = f"{self._column!r} of record {index} is no picture but {type(image).__name__}"
+            raise UserError(self.name, value, "Name the column of the picture with config.data.image.")
+        return {**record, "image": image}
 
 
 def _decoded(value: Any) -> Any:
