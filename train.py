@@ -34,7 +34,15 @@ from training.checkpoints import Checkpoints
 from training.logbook import Logbook
 from training.phases import Phase, PhaseOptimizer, chosen_rules, enter_phase, make_phases, phase_at
 from training.progress import Progress
-from training.step import NEVER, create_state, empty_totals, evaluate, make_eval_step, make_train_step
+from training.step import (
+    NEVER,
+    create_state,
+    empty_totals,
+    evaluate,
+    evaluated_params,
+    make_eval_step,
+    make_train_step,
+)
 from training.throughput import Meter, peak_flops, training_flops
 
 
@@ -76,12 +84,13 @@ def main(argv: list[str]) -> int:
             mend = "Bring the data back as they were, or give another --workdir."
             raise UserError("config.data.train", "holds other rows than when the run was started", mend) from error
     elif origin:
-        account = parameters.account(run.shapes, origin.weights, origins.FIELD)
+        account = parameters.account(run.shapes, run.state_shapes, origin.weights, origins.FIELD)
     workdir.create(folder)
     if not saved:
         state = jax.jit(lambda: run.fresh_state(run.phases[0]), out_shardings=everywhere)()
     if origin and not saved:
-        state["params"] = sharding.put_replicated(parameters.graft(state["params"], origin.weights), mesh)
+        for part in state.keys() & {"params", "ema", "model_state"}:
+            state[part] = sharding.put_replicated(parameters.graft(state[part], origin.weights), mesh)
     step = int(state["step"])
     phase = phase_at(run.phases, step)
     count = parameters.count(state["params"])
@@ -105,7 +114,7 @@ def main(argv: list[str]) -> int:
             "device_kind": jax.devices()[0].device_kind,
             "parameters": count,
             "fingerprints": {
-                "tokenizer": task.tokenizer.fingerprint,
+                **task.fingerprints(),
                 "train": train_rows.fingerprint,
                 "valid": valid_rows.fingerprint,
             },
@@ -149,12 +158,10 @@ def main(argv: list[str]) -> int:
         values = task.metrics(sums)
         values |= {name: float(fetched[name]) for name in ("learning_rate", "gradient_norm")}
         values["parameter_norm"] = float(parameter_norm(state["params"]))
-        values["tokens_per_second"] = sums["tokens"] / seconds
-        values["examples_per_second"] = sums["examples"] / seconds
-        # Padding is no useful work: the share of real tokens counts.
-        rows = sums["tokens"] / config.data.seq_len
+        values |= {f"{what}_per_second": sums[what] / seconds for what in ("tokens", "examples") if what in sums}
+        # Padding is no useful work: only what a row really holds counts.
         flops = training_flops(task.flops_per_row(), run.shapes, phase.rates)
-        values["mfu"] = rows * flops / seconds / peak
+        values["mfu"] = task.full_rows(sums) * flops / seconds / peak
         if fetched["bad_steps"]:
             values["bad_steps"] = int(fetched["bad_steps"])
         logbook.scalars(step, "train", values)
@@ -184,6 +191,9 @@ def main(argv: list[str]) -> int:
     meter.start()
     while step < config.train.steps and not best.exhausted:
         recent[step], arrays = next(batches)
+        if step == 0:
+            for name, pixels in task.batch_pictures(arrays).items():
+                logbook.picture(step, f"train/{name}", pixels)
         state, totals = compiled_step(state, totals, sharding.put_batch(arrays, mesh))
         step, interval = step + 1, interval + 1
         progress.advance()
@@ -237,7 +247,7 @@ class Run(NamedTuple):
     Attributes:
         forward: `(params, model_state, batch, key) -> (sums, model_state)`.
         evaluate: the same for an evaluation, `-> ((sums, outputs), model_state)`.
-        shapes: of the parameters.
+        shapes, state_shapes: of the parameters, and of the model's other state.
         phases: what is trained from which step on.
         model: the module of a state.
         optimizer, train_step, fresh_state: of a phase.
@@ -246,6 +256,7 @@ class Run(NamedTuple):
     forward: Callable[..., Any]
     evaluate: Callable[..., Any]
     shapes: Any
+    state_shapes: Any
     phases: list[Phase]
     model: Callable[[Any], Any]
     optimizer: Callable[[Phase], PhaseOptimizer]
@@ -256,7 +267,7 @@ class Run(NamedTuple):
 def assemble(config: Any, task: Any) -> Run:
     """The model, its loss, the phases of the training and the optimizer, put together."""
     key = jax.random.key(config.seed)
-    graphdef, shapes, _ = parameters.structure(task.build)
+    graphdef, shapes, state_shapes = parameters.structure(task.build)
     lora = Lora(**config.lora)
     shapes = jax.eval_shape(lora.add, shapes, key)
     forward = parameters.functional(graphdef, task.loss, lora)
@@ -278,32 +289,36 @@ def assemble(config: Any, task: Any) -> Run:
         steps=config.train.steps,
         final_share=chosen.final_share,
     )
-    trained = chosen_rules(chosen.rules, chosen.layer_decay, config.model.num_layers, bool(lora.rank))
+    layers = config.model.get("num_layers", 0)
+    trained = chosen_rules(chosen.rules, chosen.layer_decay, layers, bool(lora.rank))
 
     def optimizer(phase: Phase) -> PhaseOptimizer:
         return PhaseOptimizer(core, phase)
 
     def train_step(phase: Phase) -> Callable[..., Any]:
         return make_train_step(
-            forward,
+            parameters.functional(graphdef, task.loss, lora, trained=phase.rates),
             optimizer(phase),
             schedule,
             seed=config.seed,
             clip_norm=chosen.clip_norm,
             accumulate=config.train.accumulate,
             histogram_every=config.train.histogram_every,
+            ema=config.train.ema,
         )
 
     def fresh_state(phase: Phase) -> Any:
         params, model_state = parameters.initialize(task.build, key)
-        return create_state(lora.add(params, jax.random.fold_in(key, 1)), model_state, optimizer(phase))
+        params = lora.add(params, jax.random.fold_in(key, 1))
+        return create_state(params, model_state, optimizer(phase), averaged=config.train.ema > 0)
 
     return Run(
         forward=forward,
         evaluate=parameters.functional(graphdef, task.evaluate, lora),
         shapes=shapes,
+        state_shapes=state_shapes,
         phases=make_phases(shapes, trained, chosen.phases),
-        model=lambda state: nnx.merge(graphdef, lora.merge(state["params"]), state.get("model_state", {})),
+        model=lambda state: nnx.merge(graphdef, lora.merge(evaluated_params(state)), state.get("model_state", {})),
         optimizer=optimizer,
         train_step=train_step,
         fresh_state=fresh_state,

@@ -67,12 +67,14 @@ class Checkpoints:
         return restored["state"], restored["position"]
 
     def restore_params(self, step: int, template: Any) -> tuple[Any, Any]:
-        """The parameters and the model state of a step, without the optimizer's moments.
+        """The parameters, or their average where there is one, and the model state, without the optimizer's moments.
 
         Args:
             template: `{"params": …, "model_state": …}` with shapes and dtypes.
         """
-        wanted = {name: tree for name, tree in template.items() if tree}
+        params = "ema" if "ema" in self._metadata(step) else "params"
+        wanted = {params: template["params"], "model_state": template["model_state"]}
+        wanted = {name: tree for name, tree in wanted.items() if tree}
         self._check_fit(wanted, step, only=tuple(wanted))
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             arguments = ocp.args.PyTreeRestore(
@@ -81,7 +83,7 @@ class Checkpoints:
                 partial_restore=True,
             )
             restored = checkpointer.restore(self.folder / str(step) / "state", args=arguments)
-        return restored["params"], restored.get("model_state", {})
+        return restored[params], restored.get("model_state", {})
 
     def steps(self) -> list[int]:
         """The steps of the whole checkpoints, oldest first; folders that are none are passed over."""

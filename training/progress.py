@@ -31,7 +31,7 @@ class Progress:
             self._bar.update(1)
 
     def train(self, step: int, values: dict[str, float], seconds_left: float) -> None:
-        """A training record: loss, learning rate, real tokens/s, MFU."""
+        """A training record: loss, learning rate, real tokens/s or, without any, examples/s; MFU."""
         if self._bar is not None:
             self._bar.set_description_str(_described(values))
         else:
@@ -56,7 +56,8 @@ class Progress:
 
 def _described(values: dict[str, float]) -> str:
     parts = [f"loss {values['loss']:.4f}", f"lr {values['learning_rate']:.2e}"]
-    parts += [f"{values['tokens_per_second']:,.0f} tokens/s", f"MFU {values['mfu']:.2f}"]
+    what = "tokens" if "tokens_per_second" in values else "examples"
+    parts += [f"{values[f'{what}_per_second']:,.0f} {what}/s", f"MFU {values['mfu']:.2f}"]
     return " · ".join(parts)
 
 
