@@ -65,9 +65,11 @@ def as_json(config: Any) -> dict[str, Any]:
 def differences(old: Any, new: Any) -> list[str]:
     """What keeps two configs from being the same run, as `train.batch_size 32 -> 64`."""
     # A run of before a key existed went by the key's default.
-    defaults = base.get_config()
+    defaults = base.get_config("texts" if "seq_len" in new.data else "pictures")
     defaults.model = {field.name: field.default for field in dataclasses.fields(MODELS[new.model.name].config)}
-    before, after = flatten(as_json(defaults)) | flatten(as_json(old)), flatten(as_json(new))
+    after = flatten(as_json(new))
+    before = {name: value for name, value in flatten(as_json(defaults)).items() if name in after}
+    before |= flatten(as_json(old))
     return [
         f"{name} {before.get(name, '(none)')} -> {after.get(name, '(none)')}"
         for name in sorted(before.keys() | after.keys())
@@ -89,7 +91,7 @@ def check(config: ConfigDict) -> None:
     """Raises UserError for the first value that is out of its range."""
     flat = flatten(config)
     for name, (fits, mend) in RANGES.items():
-        if not fits(flat[name]):
+        if name in flat and not fits(flat[name]):
             raise UserError(f"config.{name}", repr(flat[name]), mend)
     train = config.train
     if bool(train.steps) == bool(train.epochs):
@@ -129,6 +131,9 @@ RANGES: dict[str, Range] = {
     "data.holdout_share": ((lambda value: 0 < value < 1), "Give a share between 0 and 1, such as 0.05."),
     "data.limit": _at_least(0),
     "data.seq_len": _at_least(8),
+    "data.image_size": _at_least(0),
+    "data.channels": ((lambda value: value in (0, 1, 3)), "Give 1 for grey, 3 for colours, or 0 for what there is."),
+    "data.on_error": _one_of("stop", "skip"),
     "optimizer.name": _one_of(*OPTIMIZERS),
     "optimizer.learning_rate": _POSITIVE,
     "optimizer.schedule": _one_of(*SCHEDULES),
@@ -155,6 +160,7 @@ RANGES: dict[str, Range] = {
     "train.keep": _at_least(1),
     "train.patience": _at_least(0),
     "train.histogram_every": _at_least(0),
+    "train.ema": _SHARE,
     "mesh.data": ((lambda value: value == -1 or value > 0), "Give a number of devices, or -1 for all."),
 }
 

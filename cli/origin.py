@@ -12,19 +12,22 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import tasks
+from cli.config import complete_model
 from data.tokenizer import Tokenizer, load_tokenizer
 from errors import UserError
 from interop.folder import open_folder
 from interop.hub import download
-from models import parameters
+from models import MODELS, parameters
 from training.checkpoints import Checkpoints
 
 FIELD = "config.init_from"
 HUB = "hf:"
 # Fields of a model that say how it is trained, not what its weights mean: the command line may change them.
-FREE = ("dropout", "attention_dropout", "initializer_range")
+FREE = ("dropout", "attention_dropout", "stochastic_depth", "initializer_range")
 # Fields that belong to a head, which the new run's own task decides on.
 OF_HEADS = ("pooler", "num_labels")
+# Fields that the new run's own pictures decide on.
+OF_PICTURES = ("image_size",)
 
 
 @dataclasses.dataclass
@@ -34,17 +37,19 @@ class Origin:
     Attributes:
         name: as messages tell of it.
         model: the model's name and fields.
-        tokenizer: the one whose ids the weights know; `target_tokenizer` that of the target, where it is another.
         labels: the labels of a classification head, in order; empty if there is none.
-        weights: arrays by parameter path; empty if the run has a checkpoint of its own.
+        weights: arrays by the path of a parameter or a statistic; empty if the run has a checkpoint of its own.
+        tokenizer: the one whose ids the weights know; `target_tokenizer` that of the target, where it is another.
+        normalization: what the pictures that the weights know were normalised by, mean and deviation of each channel.
     """
 
     name: str
     model: dict[str, Any]
-    tokenizer: Tokenizer
     labels: tuple[str, ...]
     weights: dict[str, Any]
+    tokenizer: Tokenizer | None = None
     target_tokenizer: Tokenizer | None = None
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
 
     def drop(self, prefix: str) -> bool:
         """Leaves out the weights below a path; whether there were any."""
@@ -74,11 +79,9 @@ def open_origin(config: ConfigDict, workdir: Path, given: set[str], log: Callabl
     if not config.init_from:
         return None
     if kept and kept.get("init_from") == config.init_from and Checkpoints(workdir / "checkpoints").steps():
-        tokenizer = load_tokenizer(workdir / "tokenizer")
-        own = workdir / "target_tokenizer"
-        target_tokenizer = load_tokenizer(own) if own.is_dir() else None
-        labels = tuple(kept.data.get("labels", ()))
-        origin = Origin(config.init_from, kept.model.to_dict(), tokenizer, labels, {}, target_tokenizer)
+        folders = [workdir / "tokenizer", workdir / "target_tokenizer"]
+        tokenizer, target_tokenizer = (load_tokenizer(own) if own.is_dir() else None for own in folders)
+        origin = _origin(config.init_from, kept, {}, tokenizer, target_tokenizer)
     elif _is_run(Path(config.init_from)):
         origin = _open_run(Path(config.init_from), log)
     else:
@@ -126,12 +129,22 @@ def _open_run(folder: Path, log: Callable[[str], None]) -> Origin:
         mend = "Train it first, or name another run or a Hugging Face folder."
         raise UserError(FIELD, f"{folder} has no whole checkpoint", mend)
     task, model = tasks.restore(folder, "last", log)
-    weights = parameters.flatten(parameters.split(model)[1])
+    _, params, model_state = parameters.split(model)
+    weights = parameters.flatten(params) | parameters.flatten(model_state)
     name = f"{folder} (step {tasks.checkpoint_step(folder)})"
-    labels = tuple(task.config.data.get("labels", ()))
-    target_tokenizer = getattr(task, "target_tokenizer", task.tokenizer)
-    other = None if target_tokenizer is task.tokenizer else target_tokenizer
-    return Origin(name, task.config.model.to_dict(), task.tokenizer, labels, weights, other)
+    tokenizer = getattr(task, "tokenizer", None)
+    target_tokenizer = getattr(task, "target_tokenizer", tokenizer)
+    return _origin(name, task.config, weights, tokenizer, None if target_tokenizer is tokenizer else target_tokenizer)
+
+
+def _origin(
+    name: str, config: ConfigDict, weights: dict[str, Any], tokenizer: Tokenizer | None, target: Tokenizer | None
+) -> Origin:
+    """Of a run of ours."""
+    data = config.data
+    normalization = tuple(data.get("mean", ())), tuple(data.get("std", ()))
+    labels = tuple(data.get("labels", ()))
+    return Origin(name, config.model.to_dict(), labels, weights, tokenizer, target, normalization)
 
 
 def _open_foreign(name: str, log: Callable[[str], None]) -> Origin:
@@ -139,13 +152,20 @@ def _open_foreign(name: str, log: Callable[[str], None]) -> Origin:
     if found.left_over:
         log(f"init_from: of no use here: {', '.join(found.left_over)}")
     model = {"name": found.name, **found.model}
-    return Origin(name, model, found.tokenizer, found.labels, dict(found.params), found.target_tokenizer)
+    own = found.tokenizer, found.target_tokenizer, found.normalization
+    return Origin(name, model, found.labels, dict(found.params), *own)
 
 
 def _take_over(config: ConfigDict, origin: Origin, given: set[str]) -> None:
+    family = origin.model["name"]
+    if config.task not in MODELS[family].heads:
+        value = f"{origin.name} holds a {family}, which has no head for config.task={config.task}"
+        raise UserError(FIELD, value, "Name weights of another model, or another experiment.")
+    if family != config.model.name:
+        complete_model(config, family)
     model = config.model
     for name, value in origin.model.items():
-        if name in OF_HEADS or name not in model:
+        if name in (*OF_HEADS, *OF_PICTURES) or name not in model:
             continue
         if name == "max_positions" and origin.model["position"] != "learned":
             continue  # no weight depends on it
@@ -155,6 +175,8 @@ def _take_over(config: ConfigDict, origin: Origin, given: set[str]) -> None:
             mend = f"Leave it out: {origin.name} decides it."
             raise UserError(f"config.model.{name}", f"{model[name]!r}, but {value!r} in {FIELD}", mend)
         model[name] = value
+    if origin.tokenizer is None:
+        return
     if "data.tokenizer" in given and config.data.tokenizer != config.init_from:
         other = load_tokenizer(config.data.tokenizer)
         if other.vocabulary_hash != origin.tokenizer.vocabulary_hash:

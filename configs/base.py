@@ -7,32 +7,46 @@ dataclass in `models/`, listed in the experiment or not.
 from ml_collections import ConfigDict
 
 
-def get_config() -> ConfigDict:
+def get_config(reads: str = "texts") -> ConfigDict:
+    """Of an experiment that reads `texts` or `pictures`."""
     config = ConfigDict()
     config.seed = 0  # of the initial weights, the order, the masks and the dropout
-    config.task = ""  # mlm | classification
+    config.task = ""  # a name of tasks.TASKS: mlm | classification | causal_lm | seq2seq | image_classification | vae
     # Where the weights come from: a run's workdir, a Hugging Face folder, hf:NAME of the Hub, or empty: from zero. With
     # a ? at the end: only if it is there.
     config.init_from = ""
     config.dtype = "float32"  # of the computation: float32 | bfloat16; parameters and optimizer are float32
 
     config.model = ConfigDict()
-    config.model.name = ""  # bert
+    config.model.name = (
+        ""  # a name of models.MODELS: bert | gpt | transformer | vit | resnet | lstm | gru | mlp | cnn | vae
+    )
 
     config.data = ConfigDict()
-    config.data.train = ""  # pydocs | text:PATH | jsonl:PATH | csv:PATH | tsv:PATH | tfds:NAME[/CONFIG][@SPLIT]
-    config.data.valid = ""  # the same; empty: documents held out of the training source
+    # pydocs | cldr | text:PATH | jsonl:PATH | csv:PATH | tsv:PATH | parallel:PATH,PATH | tfds:NAME[/CONFIG][@SPLIT]
+    # and of pictures digits | npz:PATH | folder:DIR | tfds:NAME[/CONFIG][@SPLIT]
+    config.data.train = ""
+    config.data.valid = ""  # the same; empty: documents or pictures held out of the training source
     config.data.test = ""  # the same; for eval.py --split=test
-    config.data.text = "text"  # the column of a jsonl, csv, tsv or tfds source that holds the text
     config.data.label = "label"  # the column that holds the label, where the task has labels
-    config.data.limit = 0  # training documents that are used, chosen by chance; 0: all
-    config.data.document = "paragraph"  # what a document is in a text source: paragraph | line | file
+    config.data.limit = 0  # training documents or pictures that are used, chosen by chance; 0: all
     config.data.holdout = "hash"  # which are held out: by hash of their content, or the tail
     config.data.holdout_share = 0.05
-    config.data.tokenizer = (
-        "wordpiece:8192"  # wordpiece:N | unigram:N | bpe:N, trained on the training split; or a path
-    )
-    config.data.seq_len = 128  # tokens in a row
+    if reads == "texts":
+        config.data.text = "text"  # the column of a jsonl, csv, tsv or tfds source that holds the text
+        config.data.document = "paragraph"  # what a document is in a text source: paragraph | line | file
+        # wordpiece:N | unigram:N | bpe:N, trained on the training split; or a path
+        config.data.tokenizer = "wordpiece:8192"
+        config.data.seq_len = 128  # tokens in a row
+    else:
+        config.data.image = "image"  # the array of an npz source, or the column of a tfds source, with the pictures
+        config.data.image_size = 0  # the side of the square that they are brought to; 0: as they are, all of one size
+        config.data.channels = 0  # 1 (grey) or 3 (colours) that all are brought to; 0: as they are
+        config.data.on_error = "stop"  # what becomes of a picture that cannot be decoded: stop | skip
+        config.data.mean = config.data.std = ()  # of each channel, from 0 to 1, that pictures are normalised by; empty:
+        # those of the training pictures, which are kept here
+        # What is done to training pictures, in this order: crop:PIXELS, flip, jitter:STRENGTH, erase:SHARE, rand:N:M
+        config.data.augment = ""
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # adamw | adam | sgd | rmsprop | lion | lamb | adafactor
@@ -72,6 +86,7 @@ def get_config() -> ConfigDict:
     config.train.keep = 1  # newest checkpoints that are kept
     config.train.best_metric = ""  # of an evaluation, such as accuracy or loss; its best checkpoint is kept as well
     config.train.patience = 0  # stop after so many evaluations without a better one; 0: never
+    config.train.ema = 0.0  # an average of the parameters over steps, kept by this share, is what is evaluated; 0: none
     config.train.histogram_every = 500  # histograms of parameters and gradients in TensorBoard; 0: none
 
     config.mesh = ConfigDict()

@@ -26,7 +26,10 @@ from evaluation.regression import regression
 INK, PALE, ACCENT = "#333333", "#b8bec6", "#1f5fa8"
 FONT = "DejaVu Sans"  # comes with matplotlib
 LONGEST = 24  # columns of a label that are shown
+DPI = 120
+GAP = 3  # pixels between pictures
 CURVES = 10  # that an eye can tell apart
+COLOURS = tuple(TABLEAU_COLORS.values())
 
 
 def confusion_matrix(probabilities: np.ndarray, targets: np.ndarray, labels: Sequence[str]) -> Figure:
@@ -161,6 +164,66 @@ def attention_maps(weights: np.ndarray, asking: Sequence[str], seen: Sequence[st
     return _plain(figure, families)
 
 
+def points(where: np.ndarray, labels: tuple[np.ndarray, Sequence[str]] | None, axes_names: Sequence[str]) -> Figure:
+    """Points on a plane, float [points, 2], in the colours of their labels: int [points], and the labels' names."""
+    figure = _figure(6.2, 5.2)
+    axes = figure.subplots()
+    names, families = _names(labels[1]) if labels else ([""], [FONT])
+    numbers = labels[0] if labels else np.zeros(len(where), int)
+    for number, name in enumerate(names):
+        own = where[numbers == number]
+        colour = COLOURS[number % len(COLOURS)]
+        axes.scatter(own[:, 0], own[:, 1], s=14, color=colour, alpha=0.7, linewidths=0, label=name)
+    _say(axes, _examples(where), *axes_names)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(PALE)
+    axes.tick_params(color=PALE, labelcolor=INK, labelsize=9)
+    axes.set_aspect("equal", adjustable="datalim")
+    if labels and len(names) <= 2 * CURVES:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=9, labelcolor=INK)
+    return _plain(figure, families)
+
+
+def picture_grid(pixels: np.ndarray, titles: Sequence[str] = (), across: int = 0) -> Figure:
+    """Pictures side by side, in rows, as they are: a pixel stays a square.
+
+    Args:
+        pixels: uint8 [pictures, height, width, channels]; of channels, one is shown as grey and the first three of more
+            as colours.
+        titles: what stands above each; nothing without.
+        across: how many stand in a row; 0 for about as many as there are rows.
+    """
+    count = len(pixels)
+    across = across or math.ceil(math.sqrt(count))
+    down = math.ceil(count / across)
+    shown = pixels[..., :3] if pixels.shape[-1] >= 3 else np.repeat(pixels[..., :1], 3, axis=-1)
+    if not titles:
+        return _mosaic(shown, across, down)
+    names, families = _names(titles)
+    side = max(0.7, min(1.6, 12 / across))
+    figure = _figure(across * max(side, _inches(names)) + 0.2, down * (side + 0.3) + 0.2)
+    for number, axes in enumerate(figure.subplots(down, across, squeeze=False).flat):
+        axes.set_axis_off()
+        if number < count:
+            axes.imshow(shown[number], interpolation="nearest")
+            axes.set_title(names[number], fontsize=8, color=INK, pad=3)
+    return _plain(figure, families)
+
+
+def _mosaic(pictures: np.ndarray, across: int, down: int) -> Figure:
+    """Pictures [pictures, height, width, 3] with thin lines between, as one image: many plots would take seconds."""
+    times = max(1, 60 // pictures.shape[1])
+    large = pictures.repeat(times, axis=1).repeat(times, axis=2)
+    height, width = large.shape[1] + GAP, large.shape[2] + GAP
+    image = np.full((down * height + GAP, across * width + GAP, 3), 255, np.uint8)
+    for number, picture in enumerate(large):
+        y, x = GAP + number // across * height, GAP + number % across * width
+        image[y : y + height - GAP, x : x + width - GAP] = picture
+    figure = Figure(figsize=(image.shape[1] / DPI, image.shape[0] / DPI), dpi=DPI)
+    figure.figimage(image)
+    return figure
+
+
 def render(figure: Figure) -> np.ndarray:
     """The figure's pixels, uint8 [height, width, 3]."""
     canvas = FigureCanvasAgg(figure)
@@ -171,7 +234,7 @@ def render(figure: Figure) -> np.ndarray:
 def _figure(width: float, height: float) -> Figure:
     """An empty figure, inches."""
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
-    return Figure(figsize=(width, height), dpi=120, facecolor="white", layout=layout)
+    return Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout=layout)
 
 
 def _examples(targets: np.ndarray) -> str:

@@ -1,7 +1,9 @@
 """What is learned: one file per kind of problem, with its features, loss, metrics and predictions.
 
 A task is a class with what `tasks.mlm.MaskedLM` has: `create` and `restore`, `save`, `build`, `rows`, `loss`,
-`evaluate`, `metrics`, `metric_names`, `measure_texts`, `details`, `pictures`, `flops_per_row`, `Options` and `predict`.
+`evaluate`, `metrics`, `metric_names`, `measure_texts`, `details`, `pictures`, `flops_per_row`, `probe`, `Options` and
+`predict`.
+Most of it `tasks.task.Task` and `tasks.text.TextTask` have.
 `TASKS` is the registry of the names that `config.task` may have.
 """
 
@@ -20,8 +22,10 @@ from models.lora import Lora
 from tasks.causal_lm import CausalLM
 from tasks.classification import Classification
 from tasks.features import Features
+from tasks.image_classification import ImageClassification
 from tasks.mlm import MaskedLM
 from tasks.seq2seq import Seq2Seq
+from tasks.vae import VariationalAutoencoding
 from training.checkpoints import Checkpoints
 
 TASKS: dict[str, Any] = {
@@ -30,6 +34,8 @@ TASKS: dict[str, Any] = {
     "classification": Classification,
     "features": Features,
     "seq2seq": Seq2Seq,
+    "image_classification": ImageClassification,
+    "vae": VariationalAutoencoding,
 }
 
 

@@ -20,7 +20,7 @@ from models.decoding import Choice, Prompt, Texts, decode
 from models.transformer import empty_caches
 from models.vocabulary import NEVER
 from tasks.attention import attention_figures, save_figures, watch
-from tasks.lines import answer_in_order, bucket
+from tasks.lines import answer_in_order, bucket, probe_batch
 from tasks.text import TextTask, open_split, token_metrics
 
 
@@ -109,6 +109,12 @@ class CausalLM(TextTask):
 
     def metric_names(self) -> list[str]:
         return ["loss", "perplexity", "accuracy", "bits_per_byte"]
+
+    def probe(self, model: Any) -> dict[str, np.ndarray]:
+        batch, size = probe_batch(self), self.tokenizer.vocab_size
+        states = jnp.stack(model.hidden_states(batch))
+        logits = model(batch, size)[..., :size]
+        return {"hidden states": np.asarray(states, np.float32), "logits": np.asarray(logits)}
 
     def flops_per_row(self) -> int:
         """Floating-point operations of the matrix products of one forward pass over a training row."""

@@ -20,7 +20,7 @@ from data.packing import pack
 from data.pipeline import Batch, Rows
 from data.tokenizer import Tokenizer, make_tokenizer
 from errors import UserError
-from tasks.lines import embed, line_batches, with_cut
+from tasks.lines import embed, line_batches, probe_batch, with_cut
 from tasks.problems import PROBLEMS
 from tasks.text import Log, TextTask, open_split, open_splits
 
@@ -168,6 +168,12 @@ class Classification(TextTask):
         from evaluation.pictures import render
 
         return {name: render(figure) for name, figure in self.problem.pictures(*_of_texts(outputs)).items()}
+
+    def probe(self, model: Any) -> dict[str, np.ndarray]:
+        batch, data = probe_batch(self), self.config.data
+        logits = model(batch, jnp.zeros((len(batch["tokens"]), 1), jnp.int32)) * data.target_scale + data.target_mean
+        states = jnp.stack(model.hidden_states(batch))
+        return {"hidden states": np.asarray(states, np.float32), "logits": np.asarray(logits)}
 
     def flops_per_row(self) -> int:
         """Floating-point operations of the matrix products of one forward pass over a training row."""

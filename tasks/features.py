@@ -4,11 +4,13 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from data.pipeline import Rows
 from errors import UserError
-from tasks.lines import embed
+from tasks.lines import embed, probe_batch
 from tasks.text import TextTask
 
 
@@ -33,6 +35,9 @@ class Features(TextTask):
     def rows(self, split: str, source: str = "") -> Rows:
         mend = "Use predict.py for its embeddings, or fine-tune it: --config.init_from=…"
         raise UserError("--workdir", "a run of task features has no metrics to evaluate", mend)
+
+    def probe(self, model: Any) -> dict[str, np.ndarray]:
+        return {"hidden states": np.asarray(jnp.stack(model.hidden_states(probe_batch(self))), np.float32)}
 
     def predict(self, model: nnx.Module, lines: Iterator[str], options: FeatureOptions) -> Iterator[dict[str, Any]]:
         """For each line its text and `features`."""

@@ -18,6 +18,7 @@ from tasks.text import TextTask
 SORTED = 8  # batches whose lines are sorted by length
 SHORTEST = 16  # tokens in the narrowest batch; each wider one is twice as wide: a handful of compilations
 EMBEDDINGS = ("cls", "mean")
+PROBE = ("The quick brown fox jumps over the lazy dog.", "Übermorgen: 37 °C, 敏捷的棕色狐狸 — or so they say…")
 
 
 def line_batches(
@@ -95,6 +96,12 @@ def embed(
         embeddings = np.asarray(compute(model, batch))
         for i, text in enumerate(texts):
             yield with_cut({"text": text, "features": [round(float(x), 6) for x in embeddings[i]]}, cut[i])
+
+
+def probe_batch(task: TextTask) -> Batch:
+    """The texts that are built in, one a row."""
+    _, batch, _ = next(line_batches(task, iter(PROBE), len(PROBE), "head"))
+    return batch
 
 
 def with_cut(result: dict[str, Any], cut: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from data.packing import gather_rows, pack
 from data.pipeline import Batch, Rows
 from data.tokenizer import Tokenizer
 from errors import UserError
+from tasks.lines import probe_batch
 from tasks.text import Log, TextTask, open_split, token_metrics
 
 EVAL_SEED = 0  # the masks of an evaluation are the same in every run, so that runs can be compared
@@ -110,6 +111,12 @@ class MaskedLM(TextTask):
 
     def metric_names(self) -> list[str]:
         return ["loss", "perplexity", "accuracy"]
+
+    def probe(self, model: Any) -> dict[str, np.ndarray]:
+        batch, size = probe_batch(self), self.tokenizer.vocab_size
+        logits = model(batch, jnp.asarray(batch["positions"]), size)[..., :size]
+        states = jnp.stack(model.hidden_states(batch))
+        return {"hidden states": np.asarray(states, np.float32), "logits": np.asarray(logits)}
 
     def flops_per_row(self) -> int:
         """Floating-point operations of the matrix products of one forward pass over a training row."""

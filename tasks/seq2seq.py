@@ -23,7 +23,7 @@ from models.seq2seq import decoder_config
 from models.transformer import empty_caches
 from models.vocabulary import NEVER
 from tasks.attention import attention_figures, save_figures, watch
-from tasks.lines import answer_in_order, bucket, with_cut
+from tasks.lines import answer_in_order, bucket, probe_batch, with_cut
 from tasks.text import Log, TextTask, load_run_tokenizer, open_split, open_splits, token_metrics
 
 PICTURED = 32  # tokens of a text whose attention is drawn in an evaluation
@@ -222,6 +222,13 @@ class Seq2Seq(TextTask):
         batch = _padded("source", source, own.pad_id) | _padded("target", [other.cls_id, *target], other.pad_id)
         said, read = ([other.token(id) for id in ids] for ids in ([*target, other.sep_id], [other.cls_id, *target]))
         return attention_figures(watch(model, batch), said, read, [own.token(int(id)) for id in source])
+
+    def probe(self, model: Any) -> dict[str, np.ndarray]:
+        # The texts' tokens are source and target.
+        batch = {f"{side}_{name}": x for name, x in probe_batch(self).items() for side in ("source", "target")}
+        size = self.target_tokenizer.vocab_size
+        states, logits = jnp.stack(model.hidden_states(batch)), model(batch, size)[..., :size]
+        return {"hidden states": np.asarray(states, np.float32), "logits": np.asarray(logits)}
 
     def flops_per_row(self) -> int:
         """Floating-point operations of the matrix products of one forward pass over a training row."""

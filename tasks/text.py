@@ -1,24 +1,18 @@
 """What every task on texts has: a tokenizer, splits of a source, and a model whose sizes follow from both."""
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from flax import nnx
 
 from data.sources import Source, open_source, sample, split_holdout
 from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
 from errors import UserError
-from models import MODELS
-
-Log = Callable[[str], None]
+from tasks.task import Log, Task
 
 
-class TextTask:
-    """Owns the tokenizer and builds the model.
+class TextTask(Task):
+    """Owns the tokenizer.
 
     Args:
         config: the run's config; what follows from the data is resolved in it: `model.vocab_size`,
@@ -26,27 +20,19 @@ class TextTask:
     """
 
     def __init__(self, config: Any, tokenizer: Tokenizer, log: Log = print):
-        self.config = config
         self.tokenizer = tokenizer
-        self.log = log
         config.data.vocabulary_hash = tokenizer.vocabulary_hash
         model = config.model
         model.vocab_size = model.vocab_size or -(-tokenizer.vocab_size // 64) * 64
         if model.vocab_size < tokenizer.vocab_size:
             mend = f"The tokenizer has {tokenizer.vocab_size} pieces: give at least as many, or 0."
             raise UserError("config.model.vocab_size", model.vocab_size, mend)
-        model.max_positions = model.max_positions or config.data.seq_len
-        if model.max_positions < config.data.seq_len:
-            mend = f"config.data.seq_len is {config.data.seq_len}: give at least as many, or 0."
-            raise UserError("config.model.max_positions", model.max_positions, mend)
-        family = MODELS[model.name]
-        if config.task not in family.heads:
-            value = f"{model.name} has no head for config.task={config.task}"
-            raise UserError("config.model.name", value, f"It has heads for {', '.join(family.heads)}.")
-        self.model_config = family.config(**{k: v for k, v in model.items() if k != "name"})
-        self.head = family.heads[config.task]
-        for name, value in dataclasses.asdict(self.model_config).items():
-            model[name] = value
+        if "max_positions" in model:
+            model.max_positions = model.max_positions or config.data.seq_len
+            if model.max_positions < config.data.seq_len:
+                mend = f"config.data.seq_len is {config.data.seq_len}: give at least as many, or 0."
+                raise UserError("config.model.max_positions", model.max_positions, mend)
+        super().__init__(config, log)
 
     @classmethod
     def create(cls, config: Any, log: Log, origin: Any = None) -> Any:
@@ -64,28 +50,15 @@ class TextTask:
         """For a run that is there: the tokenizer that was saved with it in `folder`."""
         return cls(config, load_run_tokenizer(folder / "tokenizer", config.data.vocabulary_hash), log)
 
-    @staticmethod
-    def check(config: Any) -> None:
-        """Raises UserError for a wrong value of the task's own keys."""
-
     def save(self, folder: Path) -> None:
         """Writes what `restore` reads beside the config."""
         self.tokenizer.save(folder / "tokenizer")
 
-    def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        return self.head(self.model_config, rngs, self.config.dtype)
+    def fingerprints(self) -> dict[str, str]:
+        return {"tokenizer": self.tokenizer.fingerprint}
 
-    def measure_texts(self, model: nnx.Module, split: str, source: str = "") -> tuple[dict[str, float], dict[str, Any]]:
-        """What can be said of the texts that the model writes for a split: metrics, and more as JSON."""
-        return {}, {}
-
-    def details(self, outputs: Any) -> dict[str, Any]:
-        """What an evaluation says beside its metrics, as JSON."""
-        return {}
-
-    def pictures(self, outputs: Any, model: nnx.Module) -> dict[str, np.ndarray]:
-        """Pictures of an evaluation's outputs, and of what the model does, by name: uint8 [height, width, 3]."""
-        return {}
+    def full_rows(self, sums: Mapping[str, float]) -> float:
+        return sums["tokens"] / self.config.data.seq_len
 
 
 def token_metrics(sums: Mapping[str, float]) -> dict[str, float]:

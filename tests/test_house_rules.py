@@ -34,7 +34,8 @@ OUTSIDE = {
     "configs": {"ml_collections"},
     "models": {"jax", "flax", "numpy"},
     "training": {"jax", "flax", "optax", "orbax", "tensorboardX", "numpy", "tqdm"},
-    "data": {"numpy", "grain", "tokenizers", "sentencepiece", "tensorflow_datasets", "etils", "babel"},
+    "data": {"numpy", "grain", "tokenizers", "sentencepiece", "tensorflow_datasets", "etils", "babel"}
+    | {"PIL", "sklearn"},
     "evaluation": {"numpy", "sklearn", "scipy", "matplotlib", "sacrebleu"},
     "interop": {"numpy", "safetensors", "huggingface_hub"},
 }
