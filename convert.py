@@ -17,17 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
 import tasks
 from cli import commandline, workdir
 from cli import config as configs
 from cli.origin import HUB, find_folder
-from configs import base, bert_classify, bert_mlm, gpt_lm, transformer_mt
+from configs import base, bert_classify, bert_mlm, gpt_lm, transformer_mt, vit_classify
 from errors import UserError
 from interop.adapters import export_adapters
 from interop.folder import ForeignModel, export_folder, open_folder
 from models import parameters
-from tasks.lines import line_batches
 from training.best import Best
 from training.checkpoints import Checkpoints
 from training.phases import chosen_rules, make_phases
@@ -38,7 +38,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "verify": {"workdir": "", "with": "", "checkpoint": "last"},
 }
 CLOSE = 1e-4  # the largest difference of outputs that verify lets pass
-TEXTS = ("The quick brown fox jumps over the lazy dog.", "Übermorgen: 37 °C, 敏捷的棕色狐狸 — or so they say…")
+USUAL_SIZE = 224  # of the pictures of a folder that names none
 
 
 def main(argv: list[str]) -> int:
@@ -62,10 +62,10 @@ def _import(flags: Mapping[str, Any]) -> int:
     if (folder / "config.json").is_file():
         raise UserError("--workdir", f"{folder} holds a run already", "Give another folder.")
     found = open_folder(find_folder(flags["from"], "--from"), "--from")
-    config = _config_of(found, flags["from"])
+    config = _config_of(found, flags["from"], "--from")
     task = _task_of(found, config)
-    _, shapes, _ = parameters.structure(task.build)
-    account = parameters.account(shapes, found.params, "--from")
+    _, shapes, state_shapes = parameters.structure(task.build)
+    account = parameters.account(shapes, state_shapes, found.params, "--from")
     for path in account.loaded:
         print(f"loaded     {path} {list(found.params[path].shape)} from {found.key_map[path]}")
     for path in account.new:
@@ -73,22 +73,26 @@ def _import(flags: Mapping[str, Any]) -> int:
     for name in (*account.left_over, *found.left_over):
         print(f"left over  {name}")
 
-    drawn, _ = parameters.initialize(task.build, jax.random.key(config.seed))
-    params = parameters.graft(drawn, {path: jnp.asarray(weight) for path, weight in found.params.items()})
+    weights = {path: jnp.asarray(weight) for path, weight in found.params.items()}
+    drawn = parameters.initialize(task.build, jax.random.key(config.seed))
+    params, model_state = (parameters.graft(tree, weights) for tree in drawn)
     workdir.create(folder)
     workdir.write_json(folder / "config.json", configs.as_json(config))
     task.save(folder)
-    facts = {"parameters": parameters.count(params), "fingerprints": {"tokenizer": found.tokenizer.fingerprint}}
+    facts = {"parameters": parameters.count(params), "fingerprints": task.fingerprints()}
     workdir.write_json(folder / "run.json", workdir.describe_start(folder, 0, facts))
     checkpoints = Checkpoints(folder / "checkpoints")
-    checkpoints.save({"params": params, "step": jnp.zeros((), jnp.int32)}, {"data": None, "best": Best().get_state()})
+    state = {"params": params, "step": jnp.zeros((), jnp.int32)} | ({"model_state": model_state} if model_state else {})
+    checkpoints.save(state, {"data": None, "best": Best().get_state()})
     checkpoints.close()
     print(f"{parameters.count(params):,} parameters, a run of task {config.task} at step 0: {folder}")
     return 0
 
 
-def _config_of(found: ForeignModel, name: str) -> Any:
+def _config_of(found: ForeignModel, name: str, field: str) -> Any:
     """The config of a run with these weights and with the head that they have."""
+    if found.tokenizer is None:
+        return _config_of_pictures(found, name, field)
     if "classification" in found.heads:
         config = bert_classify.get_config("base")
         config.data.problem, config.data.labels = found.problem, found.labels
@@ -106,13 +110,30 @@ def _config_of(found: ForeignModel, name: str) -> Any:
     config.init_from = config.data.tokenizer = name
     config.dtype = "float32"
     config.data.seq_len = found.model["max_positions"]
-    for field, value in {"name": found.name, **found.model}.items():
-        config.model[field] = value
+    for option, value in {"name": found.name, **found.model}.items():
+        config.model[option] = value
+    return config
+
+
+def _config_of_pictures(found: ForeignModel, name: str, field: str) -> Any:
+    if not found.heads:
+        words = f"--config=configs/vit_classify.py:base --config.model.name={found.name} --config.init_from={name}"
+        raise UserError(field, f"{name} has no classifier", f"Begin a run with it that trains one: train.py {words} …")
+    config = vit_classify.get_config("base")
+    config.init_from = name
+    config.dtype = "float32"
+    config.data.labels, (config.data.mean, config.data.std) = found.labels, found.normalization
+    size = found.model.get("image_size", USUAL_SIZE)
+    config.data.image_size, config.data.channels = size, found.model["channels"]
+    outputs = found.params["classifier/bias"].size
+    config.model = ConfigDict({"name": found.name, "image_size": size, "num_labels": outputs} | found.model)
     return config
 
 
 def _task_of(found: ForeignModel, config: Any) -> Any:
     """The task with the folder's tokenizers."""
+    if found.tokenizer is None:
+        return tasks.TASKS[config.task](config)
     target = {"target_tokenizer": found.target_tokenizer} if found.target_tokenizer else {}
     return tasks.TASKS[config.task](config, found.tokenizer, **target)
 
@@ -121,23 +142,26 @@ def _export(flags: Mapping[str, Any]) -> int:
     if flags["adapters"]:
         return _export_adapters(flags)
     task, model = tasks.restore(flags["workdir"], flags["checkpoint"])
-    config = task.config
-    params = _in_users_units(parameters.split(model)[1], config)
-    labels, problem = tuple(config.data.get("labels", ())), config.data.get("problem", "")
+    config, data = task.config, task.config.data
+    _, params, model_state = parameters.split(model)
+    arrays = _in_users_units(params, config) | _arrays(model_state)
+    tokenizer, labels = getattr(task, "tokenizer", None), tuple(data.get("labels", ()))
     key_map = export_folder(
         Path(flags["to"]),
         name=config.model.name,
         model=config.model.to_dict(),
         head=config.task,
-        params=params,
-        tokenizer=task.tokenizer,
+        params=arrays,
+        tokenizer=tokenizer,
+        normalization=(data.get("mean", ()), data.get("std", ())),
         labels=labels,
-        problem=problem,
-        max_length=config.data.seq_len,
+        problem=data.get("problem", ""),
+        max_length=data.get("seq_len", 0),
     )
     for path, name in key_map.items():
         print(f"written  {path} as {name}")
-    print(f"{len(key_map)} parameters of task {config.task}, with the tokenizer: {flags['to']}")
+    reader = "what pictures are normalised by" if tokenizer is None else "the tokenizer"
+    print(f"{len(key_map)} parameters of task {config.task}, with {reader}: {flags['to']}")
     return 0
 
 
@@ -177,7 +201,7 @@ def _export_adapters(flags: Mapping[str, Any]) -> int:
 
 def _in_users_units(params: parameters.Tree, config: Any) -> dict[str, np.ndarray]:
     """The arrays by path. A regression's head speaks of targets of mean 0 and deviation 1: here of the user's own."""
-    arrays = {path: np.asarray(leaf) for path, leaf in parameters.flatten(params).items()}
+    arrays = _arrays(params)
     if config.data.get("problem") == "regression":
         arrays["classifier/kernel"] = arrays["classifier/kernel"] * np.float32(config.data.target_scale)
         scaled = arrays["classifier/bias"] * np.float32(config.data.target_scale)
@@ -185,39 +209,48 @@ def _in_users_units(params: parameters.Tree, config: Any) -> dict[str, np.ndarra
     return arrays
 
 
+def _arrays(tree: parameters.Tree) -> dict[str, np.ndarray]:
+    return {path: np.asarray(leaf) for path, leaf in parameters.flatten(tree).items()}
+
+
 def _verify(flags: Mapping[str, Any]) -> int:
     task, model = tasks.restore(flags["workdir"], flags["checkpoint"])
     found = open_folder(find_folder(flags["with"], "--with"), "--with")
-    params = parameters.split(model)[1]
-    ours = parameters.flatten(params)
-    size = task.tokenizer.vocab_size
+    _, *trees = parameters.split(model)
+    ours = {path: array for tree in trees for path, array in _arrays(tree).items()}
+    tokenizer = getattr(task, "tokenizer", None)
     differing = []
     for path in sorted(ours.keys() | found.params.keys()):
         if path not in found.params or path not in ours:
             differing.append(path)
             print(f"{'missing there' if path in ours else 'unused':14} {path}")
             continue
-        mine, theirs = np.asarray(ours[path]), found.params[path]
-        if path.endswith("word/embedding") or path == "mlm_head/bias":
-            mine, theirs = mine[:size], theirs[:size]  # what is behind the tokenizer's pieces is padding
+        mine, theirs = ours[path], found.params[path]
+        if tokenizer and (path.endswith("word/embedding") or path == "mlm_head/bias"):
+            # What is behind the tokenizer's pieces is padding.
+            mine, theirs = mine[: tokenizer.vocab_size], theirs[: tokenizer.vocab_size]
         if mine.shape != theirs.shape:
             differing.append(path)
             print(f"{'other shape':14} {path} {list(mine.shape)} here, {list(theirs.shape)} there")
         else:
             print(f"{np.abs(mine - theirs).max():<14.2e} {path} {list(mine.shape)} = {found.key_map[path]}")
-    if found.tokenizer.vocabulary_hash != task.tokenizer.vocabulary_hash:
+    if getattr(found.tokenizer, "vocabulary_hash", "") != getattr(tokenizer, "vocabulary_hash", ""):
         raise UserError("--with", f"{flags['with']} has another tokenizer than the run", "Export the run anew.")
 
-    config = _config_of(found, flags["with"])
-    config.data.seq_len = task.config.data.seq_len
+    config = _config_of(found, flags["with"], "--with")
+    if tokenizer:
+        config.data.seq_len = task.config.data.seq_len
+    elif "image_size" not in found.model:  # it computes on pictures of any size
+        config.model.image_size = task.config.model.image_size
     other = _task_of(found, config)
-    graphdef, shapes, _ = parameters.structure(other.build)
-    there = nnx.merge(graphdef, parameters.graft(shapes, found.params), {})
+    graphdef, *shapes = parameters.structure(other.build)
+    there = nnx.merge(graphdef, *(parameters.graft(tree, found.params) for tree in shapes))
     task.config.dtype = "float32"  # whatever the run computes in
-    here = nnx.merge(parameters.structure(task.build)[0], params, {})
+    here = nnx.merge(parameters.structure(task.build)[0], *trees)
     worst = 0.0
-    for name, mine in _outputs(task, here).items():
-        said = _outputs(other, there).get(name)
+    theirs_said = other.probe(there)
+    for name, mine in task.probe(here).items():
+        said = theirs_said.get(name)
         if said is not None and said.shape == mine.shape:
             difference = float(np.abs(mine - said).max())
             worst = max(worst, difference)
@@ -228,28 +261,6 @@ def _verify(flags: Mapping[str, Any]) -> int:
         raise UserError("--with", f"{flags['with']} {value}", mend)
     print(f"the same: outputs differ by {worst:.2e} at most, over {len(found.params)} parameters")
     return 0
-
-
-def _outputs(task: Any, model: Any) -> dict[str, np.ndarray]:
-    """What the model says of the built-in texts: all hidden states, and the head's numbers."""
-    _, batch, _ = next(line_batches(task, iter(TEXTS), len(TEXTS), "head"))
-    if task.config.task == "seq2seq":  # the texts' tokens are source and target
-        batch = {f"{side}_{name}": array for name, array in batch.items() for side in ("source", "target")}
-        size = task.target_tokenizer.vocab_size
-        logits = model(batch, size)[..., :size]
-        return {"hidden states": np.stack(model.hidden_states(batch)), "logits": np.asarray(logits)}
-    outputs = {"hidden states": jnp.stack(model.hidden_states(batch))}
-    if task.config.task == "causal_lm":
-        outputs["logits"] = model(batch, task.tokenizer.vocab_size)[..., : task.tokenizer.vocab_size]
-    everywhere = jnp.asarray(batch["positions"])
-    size = task.tokenizer.vocab_size
-    if task.config.task == "mlm":
-        outputs["logits"] = model(batch, everywhere, size)[..., :size]
-    if task.config.task == "classification":
-        logits = model(batch, everywhere[:, :1])
-        data = task.config.data
-        outputs["logits"] = logits * data.target_scale + data.target_mean
-    return {name: np.asarray(array, np.float32) for name, array in outputs.items()}
 
 
 if __name__ == "__main__":

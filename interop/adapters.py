@@ -45,14 +45,14 @@ def export_adapters(
         module = family.full_name(kernel).removesuffix(".weight")
         key_map[f"lora/{path}"] = name = f"{ROOT}{module}.lora_{side.upper()}.weight"
         # Outputs that rotary positions turn lie in another order there; inputs never do.
-        tensors[name] = family.to_theirs(kernel, array, model["num_heads"]) if side == "b" else array.T
+        tensors[name] = family.to_theirs(kernel, array, model) if side == "b" else array.T
         targets += [module] * (side == "a")
     heads: dict[str, None] = {}  # in order, each once
     for path, array in params.items():
         if not path.startswith(("embeddings/", "encoder/")):
             full = family.full_name(path)
             key_map[path] = ROOT + full
-            tensors[ROOT + full] = family.to_theirs(path, array, model["num_heads"])
+            tensors[ROOT + full] = family.to_theirs(path, array, model)
             heads[full.removeprefix(family.backbone).split(".")[0]] = None
     about = {
         "peft_type": "LORA",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,19 @@ ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
-LEAVES = {"embedding": "weight", "kernel": "weight", "scale": "weight", "bias": "bias"}
+LEAVES = {
+    "embedding": "weight",
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "variance": "running_var",
+}
 OLD_LEAVES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # TensorFlow's
+# How many batches a BatchNorm of PyTorch's has seen, which nothing is computed from: passed over, and written as 0.
+COUNTER = "num_batches_tracked"
+AXES = {2: (1, 0), 4: (3, 2, 0, 1)}  # of a kernel of ours, in the order in which they lie there: outputs, inputs, …
+BACKBONE = ("embeddings/", "encoder/", "decoder/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,22 +48,25 @@ class Family:
     only: Mapping[str, Any]  # their options of which we compute this value alone; silence means it too
     equal: Mapping[str, str]  # their options that must have the value of one of our fields
     backbone: str  # stands before the names of the backbone's tensors; where there is no head, it is left out
-    modules: Mapping[str, str]  # our module -> theirs; N is the number of a layer
+    modules: Mapping[str, str]  # our module -> theirs; N is a number: of a stage, of a layer …
     ties: Mapping[str, str]  # their second names of a tensor -> the first
     classes: Mapping[str, str]  # our head -> the transformers class that has it
     pooled: frozenset[str]  # our heads whose class holds the pooler
-    tokenizer: str  # the tokenizer's class where nothing names one
+    tokenizer: str = ""  # the tokenizer's class where nothing names one; empty: the model reads pictures
     interleaved: bool = False  # rotary positions turn neighbours, where ours turn the halves of a head
     position_table: str = ""  # a tensor with the sines and cosines of all positions
-    stack: str = "encoder"  # our stack whose depth num_layers is
+    # A parameter that each layer has; the last N is the number of the layer, one before it that of the stage.
+    stack: str = "encoder/layers/N/mlp/down/kernel"
     bare: tuple[str, ...] = ("embeddings.", "encoder.", "pooler.")  # how the backbone's names begin without `backbone`
     always: tuple[str, ...] = ()  # our heads that every folder has
     transposed: bool = True  # a kernel lies there as [outputs, inputs]
     joined: tuple[str, ...] = ()  # our modules, by their last word, that are one of theirs, one behind the other
-    rows: Mapping[str, str] = dataclasses.field(
-        default_factory=dict
-    )  # parameters that lie there as a matrix of one row
+    # Parameters that lie there with leading axes of 1 -> the name there, how many of these axes.
+    rows: Mapping[str, tuple[str, int]] = dataclasses.field(default_factory=dict)
+    unrolled: tuple[str, ...] = ()  # our kernels [side · side · channels, outputs] of patches: convolutions there
     computed: tuple[str, ...] = ()  # tensors that follow from config.json: passed over
+    # Mean and deviation of each channel where a folder does not say what pictures are normalised by; none: of texts.
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
     exported: bool = True  # a model of ours can be written as one of these
     # (folder, name of the flag) -> tokenizers of source and target, where a folder of this type has two
     open_tokenizers: Callable[[Path, str], tuple[Tokenizer, Tokenizer]] | None = None
@@ -78,10 +92,9 @@ class Family:
             ):  # null stands for what follows from other options
                 model[name] = default
             if model[name] != default and not _fits(model[name], default):
-                kind = {str: "a word", float: "a number", bool: "true or false"}.get(
-                    type(default), "a whole number above 0"
-                )
-                raise refuse(option, model[name], f"Mend it: it must be {kind}.")
+                raise refuse(option, model[name], f"Mend it: it must be {KINDS.get(type(default), KINDS[int])}.")
+            if isinstance(model[name], list):
+                model[name] = tuple(model[name])  # which hashes
         for option, name in self.equal.items():
             if about.get(option) not in (model[name], None):
                 mend = f"Choose a model where it is its {self.fields[name][0]}, {model[name]}: no other is computed."
@@ -130,55 +143,69 @@ class Family:
     def full_name(self, path: str) -> str:
         """Their full name of a parameter of ours."""
         if path in self.rows:
-            return self.rows[path]
+            return self.rows[path][0]
         module, _, leaf = path.rpartition("/")
-        layer = re.search(r"/layers/(\d+)/", module)
-        number = layer[1] if layer else ""
-        name = self.modules[module.replace(f"/layers/{number}/", "/layers/N/")]
-        return f"{name.replace('.N.', f'.{number}.')}.{LEAVES[leaf]}"
+        words = module.split("/")
+        numbers = iter([word for word in words if word.isdecimal()])
+        name = self.modules["/".join("N" if word.isdecimal() else word for word in words)]
+        return ".".join([next(numbers) if word == "N" else word for word in name.split(".")] + [LEAVES[leaf]])
+
+    def deepest(self, model: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+        """How many layers each stage has by the fields of our config, and a parameter of its last one."""
+        begin, _, end = self.stack.rpartition("N")
+        for stage, depth in enumerate(model.get("depths") or (model["num_layers"],)):
+            yield depth, f"{begin.replace('N', str(stage))}{depth - 1}{end}"
 
     def shapes(self, model: Mapping[str, Any], head: str, labels: int) -> dict[str, tuple[int, ...]]:
-        """The parameters of our model with this head, path -> shape."""
+        """The parameters and statistics of our model with this head, or of its backbone if it has no such head."""
         family = MODELS[self.name]
         config = family.config(**{**model, **({"num_labels": labels} if labels else {})})
-        _, params, _ = parameters.structure(lambda rngs: family.heads[head](config, rngs))
-        return {path: leaf.shape for path, leaf in parameters.flatten(params).items()}
+        build = family.heads.get(head, next(iter(family.heads.values())))
+        _, *trees = parameters.structure(lambda rngs: build(config, rngs))
+        shapes = {path: leaf.shape for tree in trees for path, leaf in parameters.flatten(tree).items()}
+        return {path: shape for path, shape in shapes.items() if head in family.heads or path.startswith(BACKBONE)}
 
-    def their_shape(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Of the tensor that a parameter of ours with this shape comes from."""
+    def their_shape(self, path: str, shape: tuple[int, ...], model: Mapping[str, Any]) -> tuple[int, ...]:
+        """Of the tensor that a parameter of ours with this shape comes from; `model` has the fields of our config."""
         if path in self.rows:
-            return (1, *shape)
+            return (1,) * self.rows[path][1] + shape
         if self._part(path) is not None:
             shape = (*shape[:-1], shape[-1] * len(self.joined))
-        return shape[::-1] if path.endswith("/kernel") and self.transposed else shape
+        shape = self._rolled(path, shape, model)
+        return tuple(shape[axis] for axis in AXES[len(shape)]) if self._turned(path) else shape
 
-    def to_ours(self, path: str, array: np.ndarray, num_heads: int) -> np.ndarray:
+    def to_ours(self, path: str, array: np.ndarray, model: Mapping[str, Any]) -> np.ndarray:
         """Their array as the parameter of ours."""
         if path in self.rows:
-            return np.ascontiguousarray(array[0])
-        ours = array.T if path.endswith("/kernel") and self.transposed else array
+            return np.ascontiguousarray(array.reshape(array.shape[self.rows[path][1] :]))
+        ours = array.transpose(np.argsort(AXES[array.ndim])) if self._turned(path) else array
+        if path in self.unrolled:
+            ours = ours.reshape(-1, ours.shape[-1])
         part = self._part(path)
         if part is not None:
             ours = np.split(ours, len(self.joined), axis=-1)[part]
-        if self._turns(path):
-            pairs = ours.reshape(*ours.shape[:-1], num_heads, -1, 2)
+        if self._rotates(path):
+            pairs = ours.reshape(*ours.shape[:-1], model["num_heads"], -1, 2)
             ours = pairs.swapaxes(-1, -2).reshape(ours.shape)
         return np.ascontiguousarray(ours)
 
-    def to_theirs(self, path: str, array: np.ndarray, num_heads: int) -> np.ndarray:
+    def to_theirs(self, path: str, array: np.ndarray, model: Mapping[str, Any]) -> np.ndarray:
         """What `to_ours` turned into the array."""
         if path in self.rows:
-            return np.ascontiguousarray(array[None])
-        if self._turns(path):
-            halves = array.reshape(*array.shape[:-1], num_heads, 2, -1)
+            return np.ascontiguousarray(array.reshape((1,) * self.rows[path][1] + array.shape))
+        if self._rotates(path):
+            halves = array.reshape(*array.shape[:-1], model["num_heads"], 2, -1)
             array = halves.swapaxes(-1, -2).reshape(array.shape)
-        return np.ascontiguousarray(array.T if path.endswith("/kernel") and self.transposed else array)
+        array = array.reshape(self._rolled(path, array.shape, model))
+        return np.ascontiguousarray(array.transpose(AXES[array.ndim]) if self._turned(path) else array)
 
-    def tensors(self, params: Mapping[str, np.ndarray], num_heads: int) -> dict[str, np.ndarray]:
-        """Their tensors, by full name, of parameters of ours."""
+    def tensors(self, params: Mapping[str, np.ndarray], model: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Their tensors, by full name, of parameters and statistics of ours."""
         parts: dict[str, dict[int, np.ndarray]] = {}
         for path, array in params.items():
-            parts.setdefault(self.full_name(path), {})[self._part(path) or 0] = self.to_theirs(path, array, num_heads)
+            parts.setdefault(self.full_name(path), {})[self._part(path) or 0] = self.to_theirs(path, array, model)
+            if path.endswith("/mean"):
+                parts[self.full_name(path).removesuffix(LEAVES["mean"]) + COUNTER] = {0: np.zeros((), np.int64)}
         return {
             name: np.concatenate([of_name[i] for i in sorted(of_name)], -1) if len(of_name) > 1 else of_name[0]
             for name, of_name in parts.items()
@@ -189,13 +216,35 @@ class Family:
         module = path.rpartition("/")[0].rpartition("/")[2]
         return self.joined.index(module) if module in self.joined else None
 
-    def _turns(self, path: str) -> bool:
+    def _turned(self, path: str) -> bool:
+        """Whether this parameter's axes lie there in another order."""
+        return self.transposed and path.endswith("/kernel")
+
+    def _rolled(self, path: str, shape: tuple[int, ...], model: Mapping[str, Any]) -> tuple[int, ...]:
+        """The shape of a kernel of ours as that of a convolution, where it is one there."""
+        if path not in self.unrolled:
+            return shape
+        side = model["patch_size"]
+        return side, side, shape[0] // side**2, shape[1]
+
+    def _rotates(self, path: str) -> bool:
         """Whether rotary positions turn the outputs of this parameter, so that their order matters."""
         return self.interleaved and bool(re.search("/attention/(query|key)/", path))
 
 
+KINDS = {
+    str: "a word",
+    float: "a number",
+    bool: "true or false",
+    tuple: "a list of whole numbers above 0",
+    int: "a whole number above 0",
+}
+
+
 def _fits(value: Any, default: Any) -> bool:
     """Whether an option has a value of its default's kind."""
+    if isinstance(default, tuple):
+        return isinstance(value, list) and bool(value) and all(_fits(item, 1) for item in value)
     if isinstance(default, bool):
         return isinstance(value, bool)
     if isinstance(default, str):

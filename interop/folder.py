@@ -1,5 +1,6 @@
-"""Hugging Face folders in and out: config.json, weights and tokenizer, without PyTorch or transformers."""
+"""Hugging Face folders in and out, without PyTorch or transformers: config.json, weights, tokenizer or preprocessor."""
 
+import collections
 import dataclasses
 import json
 import shutil
@@ -18,19 +19,23 @@ from interop.bert import BERT
 from interop.family import Family
 from interop.gpt2 import GPT2
 from interop.marian import MARIAN
+from interop.pictures import FILE as PREPROCESSOR
+from interop.pictures import Normalization, preprocessor, read_normalization
+from interop.resnet import RESNET
 from interop.roformer import ROFORMER
 from interop.tensors import SINGLE, write_tensors
+from interop.vit import VIT
 from interop.weights import Weights
 from models import MODELS
 from models.layers import sinusoidal_positions
 
-FAMILIES = {family.model_type: family for family in (BERT, ROFORMER, GPT2, MARIAN)}
+FAMILIES = {family.model_type: family for family in (BERT, ROFORMER, GPT2, MARIAN, VIT, RESNET)}
 PROBLEMS = {  # problem_type -> our word
     "single_label_classification": "multiclass",
     "multi_label_classification": "multilabel",
     "regression": "regression",
 }
-CLASSIFIES = "ForSequenceClassification"
+CLASSIFIES = {"classification": "ForSequenceClassification", "image_classification": "ForImageClassification"}
 MOST_PADDING = 127  # rows of a word embedding beyond the pieces: as many as rounding up to 128 can give
 PADDED = ("embeddings/word/embedding", "mlm_head/bias")  # what has a row a piece
 
@@ -44,10 +49,11 @@ class ForeignModel:
         name: the family in models.MODELS.
         model: the fields of that family's config that the folder decides.
         tokenizer: the one whose ids the weights know; `target_tokenizer` that of the target, where it is another.
+        normalization: what pictures are normalised by, mean and deviation of each channel; empty for texts.
         labels: of a classification head, by id; empty if the folder names none, and for regression.
         problem: `multiclass`, `multilabel` or `regression`; empty without a classification head.
-        heads: which heads the weights hold: `mlm`, `classification`.
-        params: float32 arrays by our path.
+        heads: which heads the weights hold: `mlm`, `classification`, `image_classification`.
+        params: float32 arrays by our path; BatchNorm's statistics are among them.
         key_map: our path -> the tensor's name in the folder.
         left_over: the names of the tensors that have no place in the family.
     """
@@ -55,8 +61,9 @@ class ForeignModel:
     folder: Path
     name: str
     model: dict[str, Any]
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     target_tokenizer: Tokenizer | None
+    normalization: Normalization
     labels: tuple[str, ...]
     problem: str
     heads: tuple[str, ...]
@@ -79,30 +86,28 @@ def open_folder(folder: Path, field: str = "config.init_from") -> ForeignModel:
     about = _read_json(config_path, field)
     family = _family(about, config_path, field)
     model = family.read_config(about, config_path, field)
-    target_tokenizer = None
-    if family.open_tokenizers:
-        tokenizer, target_tokenizer = family.open_tokenizers(folder, field)
-    else:
-        tokenizer = _open_tokenizer(folder, about, family, field)
-    _check_vocabulary(tokenizer, model["vocab_size"], config_path, field)
+    tokenizer, target_tokenizer, normalization = _open_reader(folder, about, family, model, field)
     weights = Weights(folder, family, field)
 
-    classifier = family.full_name("classifier/kernel") if "classifier" in family.modules else ""
-    classifies = classifier in weights.names and _is_for_texts(about, family, weights.names)
+    head = next((head for head in CLASSIFIES if head in family.classes), "")
+    classifier = family.full_name("classifier/kernel") if head else ""
+    classifies = classifier in weights.names and _is_for_wholes(about, family, head, weights.names)
     mlm = any(name.startswith("cls.predictions.") for name in weights.names)
-    heads = family.always + ("mlm",) * mlm + ("classification",) * classifies
+    heads = family.always + ("mlm",) * mlm + (head,) * classifies
     if family.pooled:
         pooled = family.full_name("pooler/kernel") in weights.names
         model["pooler"] = pooled and bool(family.pooled & {"features", *heads})
-    labels = _read_labels(about, config_path, field) if classifies else ()
+    labels = _read_labels(about, head, config_path, field) if classifies else ()
     outputs = len(labels) or (sum(weights.stored(classifier).shape[:1]) if classifies else 0)
-    problem = _read_problem(about, outputs, config_path, field) if classifies else ""
+    problem = _read_problem(about, head, outputs, config_path, field) if classifies else ""
+    if head == "image_classification":  # transformers leaves these names out where there are two
+        labels = labels or _numbered(outputs)
 
-    weights.check_depth(model["num_layers"], config_path)
+    weights.check_depth(model, config_path)
     shapes: dict[str, tuple[int, ...]] = {}
     for head in heads or ("features",):
         shapes |= family.shapes(model, head, outputs)
-    weights.check_shapes(shapes)
+    weights.check_shapes(shapes, model)
     weights.check_copies(model)
     return ForeignModel(
         folder=folder,
@@ -110,10 +115,11 @@ def open_folder(folder: Path, field: str = "config.init_from") -> ForeignModel:
         model=model,
         tokenizer=tokenizer,
         target_tokenizer=target_tokenizer,
+        normalization=normalization,
         labels=() if problem == "regression" else labels,
         problem=problem,
         heads=heads,
-        params={path: weights.read(path, model["num_heads"]) for path in shapes},
+        params={path: weights.read(path, model) for path in shapes},
         key_map={path: weights.names[family.full_name(path)] for path in shapes},
         left_over=weights.left_over(shapes),
     )
@@ -126,12 +132,13 @@ def export_folder(
     model: Mapping[str, Any],
     head: str,
     params: Mapping[str, np.ndarray],
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None = None,
+    normalization: Normalization = ((), ()),
     labels: Sequence[str] = (),
     problem: str = "",
     max_length: int = 0,
 ) -> dict[str, str]:
-    """Writes a folder that transformers' AutoModel… and AutoTokenizer open: whole, or not at all.
+    """Writes a folder that transformers' AutoModel…, AutoTokenizer or AutoImageProcessor open: whole, or not at all.
 
     The word embedding's rows beyond the tokenizer's pieces are cut. What transformers' class for the head has no place
     for is left out: the pooler under `mlm`, and RoFormer's under all but `classification`. BertModel draws the pooler
@@ -141,8 +148,10 @@ def export_folder(
         target: absent, or an empty folder.
         name: the family in models.MODELS.
         model: all fields of its config, resolved; what is none of them is passed over.
-        head: `mlm`, `classification` or `features`.
-        params: arrays by our path; more than the head needs may be there.
+        head: `mlm`, `causal_lm`, `classification`, `image_classification` or `features`.
+        params: arrays by our path, with BatchNorm's statistics; more than the head needs may be there.
+        tokenizer: of a model of texts.
+        normalization: what pictures are normalised by, mean and deviation of each channel, of a model of pictures.
         labels: the names of the classification head's outputs; LABEL_0, LABEL_1 … without.
         problem: `multiclass`, `multilabel` or `regression`, of a classification head.
         max_length: the longest text in tokens that the tokenizer shall make; 0 for all positions.
@@ -156,8 +165,10 @@ def export_folder(
     fields = [field.name for field in dataclasses.fields(MODELS[name].config)]
     model = {field: model[field] for field in fields if field in model}
     family = exporter(name, model)
-    pieces, outputs = tokenizer.vocab_size, params["classifier/bias"].size if head == "classification" else 0
-    model = {**model, "vocab_size": pieces}
+    assert (tokenizer is None) == (not family.tokenizer), "a model of texts has a tokenizer, one of pictures has none"
+    pieces, outputs = None, params["classifier/bias"].size if head in CLASSIFIES else 0
+    if tokenizer:
+        pieces = model["vocab_size"] = tokenizer.vocab_size
     if family.pooled:
         model["pooler"] = "pooler/kernel" in params and head in family.pooled
     arrays, key_map = {}, {}
@@ -165,7 +176,7 @@ def export_folder(
         array = np.asarray(params[path], np.float32)[: pieces if path in PADDED else None]
         assert array.shape == shape, f"{path} is {array.shape}, not {shape}"
         arrays[path], key_map[path] = array, family.full_name(path)
-    tensors = family.tensors(arrays, model["num_heads"])
+    tensors = family.tensors(arrays, model)
     if family.position_table:
         head_size = model["hidden_size"] // model["num_heads"]
         tensors[family.position_table] = sinusoidal_positions(model["max_positions"], head_size)
@@ -174,19 +185,24 @@ def export_folder(
         key_map = {path: full.removeprefix(family.backbone) for path, full in key_map.items()}
 
     about = {"architectures": [family.classes[head]], "model_type": family.model_type, **family.write_config(model)}
-    about |= {"pad_token_id": tokenizer.pad_id, "dtype": "float32"}
-    if head == "causal_lm":  # a text begins and ends with the same token
+    about["dtype"] = "float32"
+    if tokenizer:
+        about["pad_token_id"] = tokenizer.pad_id
+    if tokenizer and head == "causal_lm":  # a text begins and ends with the same token
         about |= {"bos_token_id": tokenizer.sep_id, "eos_token_id": tokenizer.sep_id}
-    if head == "classification":
-        names = labels or [f"LABEL_{i}" for i in range(outputs)]
+    if head in CLASSIFIES:
+        names = labels or _numbered(outputs)
         assert len(names) == outputs, f"{len(names)} labels for {outputs} outputs"
         about["id2label"] = {str(i): label for i, label in enumerate(names)}
         about["label2id"] = {label: i for i, label in enumerate(names)}
         about["problem_type"] = {"": None, **{ours: theirs for theirs, ours in PROBLEMS.items()}}[problem]
 
     def fill(folder: Path) -> None:
-        longest = max_length or model["max_positions"]
-        write_for_transformers(tokenizer, folder, generates=head == "causal_lm", max_length=longest)
+        if tokenizer:
+            longest = max_length or model["max_positions"]
+            write_for_transformers(tokenizer, folder, generates=head == "causal_lm", max_length=longest)
+        else:
+            write_json(folder / PREPROCESSOR, preprocessor(model["image_size"], normalization))
         write_tensors(folder / SINGLE, tensors)
         write_json(folder / "config.json", about)
 
@@ -222,13 +238,31 @@ def exporter(name: str, model: Mapping[str, Any]) -> Family:
     if not families:
         known = ", ".join(dict.fromkeys(family.name for family in exported))
         raise UserError("config.model.name", f"{name!r}, which cannot be exported", f"These can: {known}.")
-    for option in ("norm", "position"):
-        families, before = [family for family in families if family.fixed[option] == model[option]], families
+    for option in families[0].fixed:
+        value = model.get(option, families[0].fixed[option])
+        families, before = [family for family in families if family.fixed[option] == value], families
         if not families:
-            known = " or ".join(dict.fromkeys(family.fixed[option] for family in before))
-            value = f"{model[option]!r}, for which transformers has no class"
+            known = " or ".join(dict.fromkeys(str(family.fixed[option]) for family in before))
+            value = f"{value!r}, for which transformers has no class"
             raise UserError(f"config.model.{option}", value, f"Train with {option}={known} to export.")
     return families[0]
+
+
+def _open_reader(
+    folder: Path, about: Mapping[str, Any], family: Family, model: Mapping[str, Any], field: str
+) -> tuple[Tokenizer | None, Tokenizer | None, Normalization]:
+    """What makes rows of texts, or numbers of pictures: tokenizer, target's tokenizer, normalisation."""
+    if not family.tokenizer:
+        path = folder / PREPROCESSOR
+        settings = _read_json(path, field) if path.is_file() else {}
+        return None, None, read_normalization(settings, path, family.normalization, model["channels"], field)
+    tokenizer, target_tokenizer = None, None
+    if family.open_tokenizers:
+        tokenizer, target_tokenizer = family.open_tokenizers(folder, field)
+    else:
+        tokenizer = _open_tokenizer(folder, about, family, field)
+    _check_vocabulary(tokenizer, model["vocab_size"], folder / "config.json", field)
+    return tokenizer, target_tokenizer, ((), ())
 
 
 def _open_tokenizer(folder: Path, about: Mapping[str, Any], family: Family, field: str) -> Tokenizer:
@@ -257,29 +291,40 @@ def _check_vocabulary(tokenizer: Tokenizer, rows: int, config_path: Path, field:
         raise UserError(field, value, "Use the tokenizer that was saved with the weights.")
 
 
-def _is_for_texts(about: Mapping[str, Any], family: Family, names: Mapping[str, str]) -> bool:
-    """Whether the classifier is of whole texts: heads for tokens and for choices go by the same name."""
+def _is_for_wholes(about: Mapping[str, Any], family: Family, head: str, names: Mapping[str, str]) -> bool:
+    """Whether the classifier is of whole texts or pictures: heads for tokens and for choices go by the same name."""
     architectures = about.get("architectures")
     if isinstance(architectures, list) and architectures:
-        return any(str(architecture).endswith(CLASSIFIES) for architecture in architectures)
-    return family.full_name("pooler/kernel") in names
+        return any(str(architecture).endswith(CLASSIFIES[head]) for architecture in architectures)
+    return not family.pooled or family.full_name("pooler/kernel") in names
 
 
-def _read_labels(about: Mapping[str, Any], path: Path, field: str) -> tuple[str, ...]:
+def _read_labels(about: Mapping[str, Any], head: str, path: Path, field: str) -> tuple[str, ...]:
     """The labels by id; none if config.json does not name them."""
     named = about.get("id2label") or {}
     try:
         by_id = {int(id): str(label) for id, label in named.items()}
     except (AttributeError, ValueError):
         by_id = {-1: ""}
+    if head == "image_classification":  # ImageNet, which most models of pictures know, has two kinds of "crane"
+        twice = {label for label, times in collections.Counter(by_id.values()).items() if times > 1}
+        by_id = {id: f"{label} ({id})" if label in twice else label for id, label in by_id.items()}
     if set(by_id) != set(range(len(by_id))) or len(set(by_id.values())) != len(by_id):
         mend = 'Mend it: {"0": "one label", "1": "another"}, without gaps and each label once.'
         raise UserError(field, f"{path}: id2label is {str(named)[:100]}", mend)
     return tuple(by_id[id] for id in range(len(by_id)))
 
 
-def _read_problem(about: Mapping[str, Any], outputs: int, path: Path, field: str) -> str:
+def _numbered(outputs: int) -> tuple[str, ...]:
+    """Labels as transformers calls those that have no name."""
+    return tuple(f"LABEL_{i}" for i in range(outputs))
+
+
+def _read_problem(about: Mapping[str, Any], head: str, outputs: int, path: Path, field: str) -> str:
     kind = about.get("problem_type") or ("regression" if outputs == 1 else "single_label_classification")
+    if head == "image_classification" and kind != "single_label_classification":
+        mend = "Choose a model that gives each picture one of several labels: no other is computed."
+        raise UserError(field, f"{path}: problem_type is {kind!r}", mend)
     for theirs, ours in PROBLEMS.items():
         if theirs == kind:
             return ours

@@ -5,7 +5,7 @@ from interop.family import Family
 GPT2 = Family(
     model_type="gpt2",
     name="gpt",
-    fixed={"norm": "pre", "position": "learned"},
+    fixed={"norm": "pre", "position": "learned", "layer_scale": 0.0},
     fields={
         "num_layers": ("n_layer", 12),
         "hidden_size": ("n_embd", 768),
@@ -44,7 +44,7 @@ GPT2 = Family(
     classes={"causal_lm": "GPT2LMHeadModel"},
     pooled=frozenset(),
     tokenizer="GPT2Tokenizer",
-    stack="decoder",
+    stack="decoder/layers/N/mlp/down/kernel",
     bare=("wte.", "wpe.", "h.", "ln_f."),
     always=("causal_lm",),
     transposed=False,

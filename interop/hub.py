@@ -11,6 +11,7 @@ from errors import UserError
 # The files that are read, and never a pickle.
 FILES = [
     "config.json",
+    "preprocessor_config.json",
     "model.safetensors",
     "model-*.safetensors",
     "model.safetensors.index.json",

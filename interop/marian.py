@@ -48,6 +48,7 @@ MARIAN = Family(
     fixed={
         "norm": "post",
         "position": "sinusoidal",
+        "layer_scale": 0.0,
         "layer_norm_epsilon": 1e-5,
         "target_vocab_size": 0,
         "tied_head": True,
@@ -82,7 +83,7 @@ MARIAN = Family(
         **{f"encoder/layers/N/{ours}": f"model.encoder.layers.N.{theirs}" for ours, theirs in BLOCK.items()},
         **{f"decoder/layers/N/{ours}": f"model.decoder.layers.N.{theirs}" for ours, theirs in (BLOCK | CROSS).items()},
     },
-    rows={"output_bias": "final_logits_bias"},
+    rows={"output_bias": ("final_logits_bias", 1)},
     ties={
         "model.encoder.embed_tokens.weight": "model.shared.weight",
         "model.decoder.embed_tokens.weight": "model.shared.weight",

@@ -15,7 +15,7 @@ def _renamed(name: str) -> str:
 ROFORMER = Family(
     model_type="roformer",
     name="bert",
-    fixed={"norm": "post", "position": "rope"},
+    fixed={"norm": "post", "position": "rope", "layer_scale": 0.0},
     fields={**FIELDS, "vocab_size": ("vocab_size", 50000), "max_positions": ("max_position_embeddings", 1536)},
     only={"rotary_value": False, "is_decoder": False, "add_cross_attention": False},
     equal={"embedding_size": "hidden_size"},

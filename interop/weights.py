@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from errors import UserError
-from interop.family import Family
+from interop.family import COUNTER, Family
 from interop.tensors import FLOATS, Stored, find_tensors
 from models.layers import sinusoidal_positions
 
@@ -31,14 +31,15 @@ class Weights:
         """What the header says of a tensor by its full name."""
         return self._tensors[self.names[full]]
 
-    def check_depth(self, layers: int, config_path: Path) -> None:
+    def check_depth(self, model: Mapping[str, Any], config_path: Path) -> None:
         """Before the shapes of all layers are made, however many config.json dreams of."""
-        last = self.family.full_name(f"{self.family.stack}/layers/{layers - 1}/mlp/down/kernel")
-        if last not in self.names:
-            value = f"{self.folder} has no {last}, the last of {layers} layers by config.json"
-            raise UserError(self.field, value, f"Use the {config_path.name} that was saved with the weights.")
+        for layers, path in self.family.deepest(model):
+            last = self.family.full_name(path)
+            if last not in self.names:
+                value = f"{self.folder} has no {last}, the last of {layers} layers by config.json"
+                raise UserError(self.field, value, f"Use the {config_path.name} that was saved with the weights.")
 
-    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]], model: Mapping[str, Any]) -> None:
         """Every parameter, our path -> shape, must be there as floats of its shape."""
         missing = [full for path in shapes if (full := self.family.full_name(path)) not in self.names]
         if missing:
@@ -47,7 +48,7 @@ class Weights:
         for path, shape in shapes.items():
             stored = self.stored(self.family.full_name(path))
             name = self.names[self.family.full_name(path)]
-            expected = self.family.their_shape(path, shape)
+            expected = self.family.their_shape(path, shape, model)
             if stored.shape != expected:
                 value = f"{stored.path}: {name} is {list(stored.shape)}, by config.json {list(expected)}"
                 raise UserError(self.field, value, "Use the config.json that was saved with the weights.")
@@ -73,14 +74,14 @@ class Weights:
                 value = f"{table.path}: {self.names[self.family.position_table]} holds other positions"
                 raise UserError(self.field, value, "Choose a model with sinusoidal positions: no other is computed.")
 
-    def read(self, path: str, num_heads: int) -> np.ndarray:
-        """The parameter of ours, float32."""
+    def read(self, path: str, model: Mapping[str, Any]) -> np.ndarray:
+        """The parameter of ours, float32, of a model with these fields."""
         full = self.family.full_name(path)
         array = self.stored(full).read()
         if not np.isfinite(array).all():
             value = f"{self.stored(full).path}: {self.names[full]} has numbers that are not finite"
             raise UserError(self.field, value, "Choose weights of a run that did not diverge, or download them again.")
-        return self.family.to_ours(path, array, num_heads)
+        return self.family.to_ours(path, array, model)
 
     def left_over(self, paths: Iterable[str]) -> tuple[str, ...]:
         """The names in the folder that none of these parameters of ours comes from."""
@@ -90,4 +91,5 @@ class Weights:
             *self.family.computed,
             self.family.position_table,
         }
-        return tuple(sorted(name for full, name in self.names.items() if full not in used))
+        names = self.names.items()
+        return tuple(sorted(name for full, name in names if full not in used and not full.endswith(COUNTER)))
