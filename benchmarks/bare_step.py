@@ -42,7 +42,8 @@ class Bare(NamedTuple):
 def prepare(config: ConfigDict) -> Bare:
     """The step that train.py would compile for this config."""
     configs.complete_model(config)
-    config.model.vocab_size = config.model.max_positions = 0  # both follow from the data
+    for name in {"vocab_size", "max_positions", "image_size", "channels"} & set(config.model):
+        config.model[name] = 0  # these follow from the data
     origin = open_origin(config, NO_RUN, set(), print)
     task = tasks.TASKS[config.task].create(config, lambda line: None, origin)
     mesh = sharding.make_mesh(-1, config.train.batch_size)
@@ -82,7 +83,7 @@ def measure(bare: Bare, steps: int) -> dict[str, Any]:
     return {
         "step_ms": round(1e3 * middle, 1),
         "step_ms_quartiles": [round(1e3 * timed[len(timed) // 4], 1), round(1e3 * timed[3 * len(timed) // 4], 1)],
-        "tokens_per_second": round(sums["tokens"] / middle),
+        **({"tokens_per_second": round(sums["tokens"] / middle)} if "tokens" in sums else {}),
         "examples_per_second": round(sums["examples"] / middle, 1),
         "mfu": round(flops * config.train.batch_size / middle / peak, 3),
         "gemm_gflops": round(peak / 1e9),
