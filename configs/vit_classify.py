@@ -35,13 +35,13 @@ def get_config(variant: str = "digits") -> ConfigDict:
     config.data.mixup = config.data.cutmix = 0.0  # a of the Beta(a, a) that pictures are mixed by; 0: not at all
     config.data.augment = "crop:1"
 
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.b2 = 0.999
     config.optimizer.warmup_share = 0.05
     config.optimizer.weight_decay = 0.05
     config.optimizer.decay_rules = ((".*/(bias|scale|class_token)", 0), (".*", 1))
-    config.train.epochs = 100.0
+    config.train.epochs = 200.0
     config.train.batch_size = 64
     config.train.eval_every = config.train.checkpoint_every = 500
     config.train.ema = 0.99

@@ -14,7 +14,7 @@ from flax import nnx
 
 from models.layers import Array, add_bias, dense, scale_by
 
-WINOGRAD_CHANNELS = 64  # below, the transforms cost more than the products that they save
+WINOGRAD_CHANNELS = 48  # below, the transforms cost more than the products that they save
 
 
 def convolution(x: Array, kernel: Array, stride: int = 1) -> Array:
@@ -151,9 +151,14 @@ def _outer(x: Array, y: Array) -> Array:
 
 
 def max_pool(x: Array) -> Array:
-    """The largest of each 3 × 3 window, in steps of 2, padded by 1."""
-    padding = [(0, 0), (1, 1), (1, 1), (0, 0)]
-    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
+    """The largest of each 3 × 3 window, in steps of 2, padded by 1; equal ones share the gradient.
+
+    By shifted pictures, since the gradient of XLA's own windows is several times slower.
+    """
+    height, width = (-(-length // 2) for length in x.shape[1:3])
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    shifted = [x[:, i : i + 2 * height - 1 : 2, j : j + 2 * width - 1 : 2] for i in range(3) for j in range(3)]
+    return functools.reduce(jnp.maximum, shifted)
 
 
 class Convolution(nnx.Module):

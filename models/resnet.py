@@ -96,6 +96,7 @@ def stage_shapes(config: ResNetConfig) -> Iterator[list[LayerShape]]:
         layers = []
         for place in range(depth):
             stride = 2 if number > 0 and place == 0 else 1
+            branch: tuple[Shape, ...]
             if config.block == "basic":
                 branch = (Shape(3, inputs, width, stride), Shape(3, width, width, 1))
             else:
@@ -124,7 +125,7 @@ class ConvolutionNorm(nnx.Module):
 
 
 class ResidualLayer(nnx.Module):
-    """`activation(branch(x) + shortcut(x))`; in the branch, too, the activation stands behind each norm but the last."""
+    """`activation(branch(x) + shortcut(x))`; in the branch the activation stands behind each norm but the last."""
 
     def __init__(self, shape: LayerShape, activation: str, rngs: nnx.Rngs):
         self.activation = activation
