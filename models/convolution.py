@@ -14,7 +14,7 @@ from flax import nnx
 
 from models.layers import Array, add_bias, dense, scale_by
 
-WINOGRAD_CHANNELS = 48  # below, the transforms cost more than the products that they save
+WINOGRAD_CHANNELS = 96  # with fewer the transforms cost what the products save, and they take memory
 
 
 def convolution(x: Array, kernel: Array, stride: int = 1) -> Array:
