@@ -11,8 +11,8 @@ import jax
 from flax import nnx
 
 from errors import UserError
-from models.lora import Lora
 from models.convolution import BatchNorm
+from models.lora import Lora
 
 nnx.set_graph_mode(False)
 
