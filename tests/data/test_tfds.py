@@ -4,10 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from data.labels import label_order, one_of, read_labels, read_numbers
+from data.pictures import open_pictures
+from data.pixels import read_pixels
 from data.sources import open_source
 from errors import UserError
 
@@ -48,11 +52,31 @@ class RootstockPairs(tfds.core.GeneratorBasedBuilder):
             yield i, {"en": f"number {i} of all", "es": f"número {i} de todos"}
 
 
+class RootstockSquares(tfds.core.GeneratorBasedBuilder):
+    """Pictures, each of one grey, brighter and brighter; `folder` holds them as files: arrays would need TensorFlow."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    folder: Path
+
+    def _info(self):
+        features = {"image": tfds.features.Image(shape=(6, 6, 3)), "label": tfds.features.ClassLabel(num_classes=2)}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(6):
+            Image.fromarray(np.full((6, 6, 3), 40 * i, np.uint8)).save(self.folder / f"{i}.png")
+            yield i, {"image": str(self.folder / f"{i}.png"), "label": i % 2}
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
+    RootstockSquares.folder = tmp_path_factory.mktemp("squares")
     tfds.core.utils.tqdm_utils.disable_progress_bar()
-    for builder in (RootstockNotes, RootstockPairs):
+    for builder in (RootstockNotes, RootstockPairs, RootstockSquares):
         builder(data_dir=folder, file_format="array_record").download_and_prepare()
     return folder
 
@@ -78,6 +102,20 @@ def test_a_prepared_data_set_gives_its_records_with_random_access(data_dir):
     for index in (-1, 30):
         with pytest.raises(IndexError):
             source[index]
+
+
+def test_pictures_come_with_their_labels(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("ROOTSTOCK_CACHE", str(tmp_path))
+    source = open_pictures("tfds:rootstock_squares")
+    pixels = read_pixels(source, log=lambda line: None).pixels
+    assert pixels.shape == (6, 6, 6, 3) and (pixels == pixels[:, :1, :1, :1]).all()
+    brightness = pixels[:, 0, 0, 0] // 40
+    assert sorted(brightness) == list(range(6))
+    assert [int(label) for (label,) in read_labels(source, "label")] == [i % 2 for i in brightness]
+    with pytest.raises(UserError, match=r"columns of rootstock_notes: sentence, label"):
+        open_pictures("tfds:rootstock_notes")
+    with pytest.raises(UserError, match="no picture"):
+        open_pictures("tfds:rootstock_notes", image="sentence")[0]
 
 
 def test_pairs_of_two_languages_stay_together(data_dir):
