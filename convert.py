@@ -4,6 +4,7 @@ python convert.py import --from=FOLDER --workdir=DIR            FOLDER, or hf:NA
 python convert.py export --workdir=DIR --to=FOLDER [--checkpoint=last|best|STEP] [--adapters=true]
                                                                 --adapters=true: LoRA's and the head alone, for PEFT
 python convert.py verify --workdir=DIR --with=FOLDER [--checkpoint=last|best|STEP]
+python convert.py check --workdir=DIR                           which checkpoints are whole
 """
 
 import difflib
@@ -36,6 +37,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "import": {"from": "", "workdir": ""},
     "export": {"workdir": "", "to": "", "checkpoint": "last", "adapters": False},
     "verify": {"workdir": "", "with": "", "checkpoint": "last"},
+    "check": {"workdir": ""},
 }
 CLOSE = 1e-4  # the largest difference of outputs that verify lets pass
 USUAL_SIZE = 224  # of the pictures of a folder that names none
@@ -48,12 +50,14 @@ def main(argv: list[str]) -> int:
             print((__doc__ or "").strip())
             return 0
         near = difflib.get_close_matches(verb, FLAGS, n=1) or ["import"]
-        raise UserError("convert.py", repr(verb), f"Did you mean {near[0]}? Give import, export or verify first.")
+        raise UserError(
+            "convert.py", repr(verb), f"Did you mean {near[0]}? Give import, export, verify or check first."
+        )
     flags = commandline.parse(argv[1:], FLAGS[verb], __doc__ or "")
     for name, value in flags.items():
         if value == "":
             raise UserError(f"--{name}", "is missing", f"Give it: --{name}=…")
-    return {"import": _import, "export": _export, "verify": _verify}[verb](flags)
+    return {"import": _import, "export": _export, "verify": _verify, "check": _check}[verb](flags)
 
 
 def _import(flags: Mapping[str, Any]) -> int:
@@ -211,6 +215,20 @@ def _in_users_units(params: parameters.Tree, config: Any) -> dict[str, np.ndarra
 
 def _arrays(tree: parameters.Tree) -> dict[str, np.ndarray]:
     return {path: np.asarray(leaf) for path, leaf in parameters.flatten(tree).items()}
+
+
+def _check(flags: Mapping[str, Any]) -> int:
+    folder = Path(flags["workdir"])
+    tasks.read_config(folder)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    complaints = {step: checkpoints.complaint(step) for step in checkpoints.steps()}
+    for step, complaint in complaints.items():
+        print(f"step {step}: {f'damaged: {complaint}' if complaint else 'whole'}")
+    if not complaints or any(complaints.values()):
+        value = "has a damaged checkpoint" if complaints else "has no checkpoint"
+        mend = "train.py goes on from the newest that is whole." if not all(complaints.values()) else "Begin anew."
+        raise UserError("--workdir", f"{folder} {value}", mend)
+    return 0
 
 
 def _verify(flags: Mapping[str, Any]) -> int:

@@ -5,11 +5,13 @@
 Status: 0 done · 2 a mistake in what was given · 3 diverged · 143 or 130 stopped by a signal, after saving.
 """
 
+import itertools
 import json
 import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from cli import environment  # isort: skip  (sets what JAX reads when it starts)
@@ -48,9 +50,24 @@ from training.throughput import Meter, peak_flops, training_flops
 
 def main(argv: list[str]) -> int:
     started = time.perf_counter()
+    stop = _StopSignal()
     config, folder, given = configs.from_command_line(argv, __doc__ or "")
     _say(f"workdir: {folder}")
     workdir.check_place(folder)
+    with workdir.Lock(folder) as lock:
+        try:
+            return train(config, folder, given, lock, stop, started)
+        except Interrupted:
+            print(
+                f"stopped by signal {stop.number} before the first step: nothing to save", file=sys.stderr, flush=True
+            )
+            return 128 + stop.number
+        finally:
+            stop.restore()
+
+
+def train(config: Any, folder: Path, given: set[str], lock: workdir.Lock, stop: "_StopSignal", started: float) -> int:
+    """Trains in a folder that no other process trains in; returns the status."""
 
     # ---- What it begins with, what goes in, and what is learned from it.
     origin = origins.open_origin(config, folder, given, _say)
@@ -71,13 +88,17 @@ def main(argv: list[str]) -> int:
     best.check(task.metric_names())
 
     # ---- Where the run stands: at its newest checkpoint, at the weights of another, or at the start.
+    if jax.process_index() == 0:
+        lock.acquire()
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.train.keep)
-    saved = checkpoints.steps()
-    if saved:
-        template = jax.eval_shape(lambda: run.fresh_state(phase_at(run.phases, saved[-1])))
+    newest = checkpoints.newest_whole(_say, set_aside=True)
+    saved, owes_evaluation = newest is not None, False
+    if newest is not None:
+        template = jax.eval_shape(lambda: run.fresh_state(phase_at(run.phases, newest)))
         template = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=everywhere), template)
-        state, position = checkpoints.restore(template, saved[-1])
+        state, position = checkpoints.restore(template, newest)
         best.set_state(position["best"])
+        owes_evaluation = position.get("owes_evaluation", False)
         try:
             batches.set_state(position["data"])
         except ValueError as error:
@@ -86,6 +107,8 @@ def main(argv: list[str]) -> int:
     elif origin:
         account = parameters.account(run.shapes, run.state_shapes, origin.weights, origins.FIELD)
     workdir.create(folder)
+    if jax.process_index() == 0:
+        lock.acquire()
     if not saved:
         state = jax.jit(lambda: run.fresh_state(run.phases[0]), out_shardings=everywhere)()
     if origin and not saved:
@@ -99,7 +122,7 @@ def main(argv: list[str]) -> int:
         _say(f"goes on at step {step}")
     else:
         _say(origins.describe(origin, account) if origin else "starts from scratch")
-    if step >= config.train.steps or best.exhausted:
+    if (step >= config.train.steps and not owes_evaluation) or best.exhausted:
         stopped = f", stopped early: best {best.metric} {best.value:.4g} at step {best.step}" if best.exhausted else ""
         _say(f"nothing left to do: {step} of {config.train.steps} steps are done{stopped}")
         return 0
@@ -148,7 +171,6 @@ def main(argv: list[str]) -> int:
     peak = peak_flops(config.dtype)
     progress = Progress(step, config.train.steps, quiet=quiet)
     meter = Meter()
-    stop = _StopSignal()
 
     def log(totals: Any, interval: int) -> int:
         """Writes the training record of the last `interval` steps; returns the first of them that was not finite."""
@@ -173,9 +195,15 @@ def main(argv: list[str]) -> int:
 
     def validate() -> bool:
         """Writes the record of an evaluation; returns whether it is the best so far."""
+        nonlocal owes_evaluation
         limit = config.train.eval_batches
         held_out = eval_batches(valid_rows, config.train.batch_size, limit=limit, **hosts)
-        sums, outputs = evaluate(evaluate_batch, state, (sharding.put_batch(rows, mesh) for rows in held_out))
+        # Several processes do not know of each other's signals: they evaluate to the end.
+        going = itertools.takewhile(lambda _: not stop.number or jax.process_count() > 1, held_out)
+        sums, outputs = evaluate(evaluate_batch, state, (sharding.put_batch(rows, mesh) for rows in going))
+        owes_evaluation = stop.number != 0 and jax.process_count() == 1
+        if owes_evaluation:  # broken off: the next start makes up for it
+            return False
         values = task.metrics(sums, outputs)
         logbook.scalars(step, "valid", values)
         progress.valid(step, values)
@@ -184,12 +212,21 @@ def main(argv: list[str]) -> int:
                 logbook.picture(step, f"valid/{name}", pixels)
         return best.update(step, values)
 
+    def save(again: bool = False) -> None:
+        position = {"data": batches.get_state(), "best": best.get_state(), "owes_evaluation": owes_evaluation}
+        checkpoints.save(state, position, best.step, again=again)
+
     # ---- The loop.
     totals, interval = empty, 0
     recent: dict[int, np.ndarray] = {}  # the rows of each step since the last log
     status, complaint = 0, ""
+    stop.save_first = True
+    if owes_evaluation:
+        validate()
+        save(again=True)
     meter.start()
     while step < config.train.steps and not best.exhausted:
+        checkpoints.check()
         recent[step], arrays = next(batches)
         if step == 0:
             for name, pixels in task.batch_pictures(arrays).items():
@@ -212,6 +249,8 @@ def main(argv: list[str]) -> int:
             jax.block_until_ready(state)
             meter.stop()
             better = evaluating and validate()
+            if owes_evaluation:  # of this step's state, which therefore is saved
+                stopping, last = stop.number, True
             if step == phase.end:
                 phase = phase_at(run.phases, step)
                 state = enter_phase(state, run.optimizer(phase))
@@ -220,7 +259,7 @@ def main(argv: list[str]) -> int:
                     compiled_step, empty = compile_step(phase)
                     totals = empty
             if last or better or best.exhausted or _due(step, config.train.checkpoint_every):
-                checkpoints.save(state, {"data": batches.get_state(), "best": best.get_state()}, best.step)
+                save()
             meter.start()
         if stopping:
             complaint = f"stopped by signal {stopping} at step {step}, saved: the same command goes on from here"
@@ -334,17 +373,31 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
+class Interrupted(BaseException):
+    """A signal came when there was nothing to save yet."""
+
+
 class _StopSignal:
-    """Remembers the first SIGTERM or Ctrl-C, so that the loop can save and leave; a second Ctrl-C kills as usual."""
+    """Remembers SIGTERM or Ctrl-C, so that the loop can save and leave; before the loop, it ends what is going on.
+
+    Attributes:
+        number: of the signal that came; 0 for none.
+        save_first: whether there is something to save.
+    """
 
     def __init__(self) -> None:
-        self.number = 0
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._handle)
+        self.number, self.save_first = 0, False
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def restore(self) -> None:
+        """Signals do again what they did before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: Any) -> None:
         self.number = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not self.save_first:
+            raise Interrupted
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A run's folder: whose it is, and what stands in config.json and run.json."""
 
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -38,6 +39,48 @@ def check_experiment(workdir: Path, config: ConfigDict) -> None:
         shown = "; ".join(differing[:6]) + ("; …" if len(differing) > 6 else "")
         mend = "Give another --workdir, or the values that the run was started with."
         raise UserError(str(workdir), f"holds another experiment: {shown}", mend)
+
+
+class Lock:
+    """Keeps a second process from training in the same folder; the kernel lets go of it when the process ends.
+
+    A context manager. `acquire` does nothing where there is no folder yet, and nothing the second time.
+    """
+
+    def __init__(self, workdir: Path):
+        self._path = workdir / ".lock"
+        self._stream: Any = None
+
+    def acquire(self) -> None:
+        """Raises UserError if another process holds it, on this host or, where the file system tells, on another."""
+        if self._stream is not None or not self._path.parent.is_dir():
+            return
+        stream = self._path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            stream.seek(0)
+            holder = stream.read().strip() or "another process"
+            stream.close()
+            mend = "Wait until it has ended, or give another --workdir."
+            raise UserError("--workdir", f"{self._path.parent} is being trained in by {holder}", mend) from error
+        except OSError:  # a file system without locks
+            stream.close()
+            return
+        stream.truncate(0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        stream.write(f"process {os.getpid()} on {platform.node()} since {since}\n")
+        stream.flush()
+        self._stream = stream
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._stream is not None:
+            self._stream.truncate(0)
+            self._stream.close()
+            self._stream = None
 
 
 def create(workdir: Path) -> None:

@@ -62,7 +62,7 @@ def restore_params(
     """As `restore`, with the parameters and the model state as plain trees; adapters are apart, under `lora`."""
     workdir = Path(workdir)
     config = read_config(workdir)
-    step = checkpoint_step(workdir, checkpoint)
+    step = checkpoint_step(workdir, checkpoint, log)
     task = TASKS[config.task].restore(config, workdir, log)
     _, params, model_state = parameters.structure(task.build)
     template = {
@@ -76,18 +76,21 @@ def _lora(config: ConfigDict) -> Lora:
     return Lora(**config.get("lora", {}))
 
 
-def checkpoint_step(workdir: str | Path, checkpoint: str = "last") -> int:
-    """The step that `last`, `best` or a number stands for; UserError if the run has no such checkpoint."""
+def checkpoint_step(workdir: str | Path, checkpoint: str = "last", log: Callable[[str], None] = print) -> int:
+    """The step that `last`, `best` or a number stands for; UserError if the run has no such checkpoint.
+
+    The last is the last that is whole: what is wrong with those behind it is told.
+    """
     checkpoints = Checkpoints(Path(workdir) / "checkpoints")
-    steps = checkpoints.steps()
-    if not steps:
+    last, steps = checkpoints.newest_whole(log), checkpoints.steps()
+    if last is None:
         raise UserError(
             str(workdir), "has no whole checkpoint", "Train it first: python train.py --config=… --workdir=…"
         )
     if checkpoint == "last":
-        return steps[-1]
+        return last
     if checkpoint == "best":
-        best = checkpoints.position(steps[-1]).get("best", {}).get("step", -1)
+        best = checkpoints.position(last).get("best", {}).get("step", -1)
         if best not in steps:
             mend = "Give last or a step; a run keeps its best one if it has config.train.best_metric."
             raise UserError("--checkpoint", "best, but the run follows no metric", mend)

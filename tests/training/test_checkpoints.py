@@ -92,3 +92,93 @@ def test_a_checkpoint_of_other_shapes_is_an_error_that_names_the_parameter(tmp_p
     other["head"] = other["layers"].pop("10")
     with pytest.raises(UserError, match="head/kernel is absent there"):
         Checkpoints(tmp_path).restore_params(5, {"params": other, "model_state": {}})
+
+
+def three(folder) -> Checkpoints:
+    checkpoints = Checkpoints(folder, keep=3)
+    for step in (1, 2, 3):
+        checkpoints.save(state(step), {"at": step})
+    checkpoints.close()
+    return Checkpoints(folder, keep=3)
+
+
+def flip(path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def largest(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def test_a_damaged_newest_is_set_aside_with_its_reason_and_the_one_before_is_used(tmp_path):
+    checkpoints, told = three(tmp_path), []
+    flip(largest(tmp_path / "3"))
+    with pytest.raises(UserError, match="is damaged: .* has other content than was saved"):
+        checkpoints.restore(template(state(3)), 3)
+    assert checkpoints.newest_whole(told.append) == 2 and (tmp_path / "3").is_dir(), "only looked at"
+    assert checkpoints.newest_whole(told.append, set_aside=True) == 2
+    assert not (tmp_path / "3").exists() and (tmp_path / "damaged-3").is_dir()
+    assert "step 3 is damaged" in told[-1] and "set aside as damaged-3" in told[-1]
+    assert checkpoints.restore(template(state(2)), 2)[1] == {"at": 2}
+    checkpoints.save(state(3), {"at": 3})
+    checkpoints.close()
+    assert Checkpoints(tmp_path).newest_whole(told.append) == 3
+
+
+def test_if_none_is_whole_that_is_an_error_and_goes_on_being_one(tmp_path):
+    checkpoints = three(tmp_path)
+    for step in (1, 2, 3):
+        flip(largest(tmp_path / str(step)))
+    for _ in range(2):
+        with pytest.raises(UserError, match="holds no checkpoint that is whole"):
+            checkpoints.newest_whole(lambda line: None, set_aside=True)
+    assert Checkpoints(tmp_path / "new").newest_whole(print) is None
+
+
+def test_what_a_dead_process_left_half_made_is_no_checkpoint_and_is_cleaned(tmp_path):
+    three(tmp_path)
+    (tmp_path / "4.saving" / "state").mkdir(parents=True)
+    (tmp_path / "4.saving" / "state" / "half").write_text("half")
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    assert checkpoints.newest_whole(print, set_aside=True) == 3
+    checkpoints.save(state(4), {})
+    checkpoints.close()
+    assert checkpoints.steps() == [2, 3, 4] and not list(tmp_path.glob("*.saving"))
+
+
+def test_a_process_killed_while_one_takes_the_place_of_another_has_lost_none(tmp_path):
+    checkpoints = three(tmp_path)
+    (tmp_path / "3").rename(tmp_path / "3.replaced.saving")
+    assert checkpoints.newest_whole(print, set_aside=True) == 3
+
+
+def test_a_save_again_replaces_what_there_is_of_its_step(tmp_path):
+    checkpoints = three(tmp_path)
+    checkpoints.save(state(3), {"at": "again"})
+    checkpoints.wait()
+    assert checkpoints.position(3) == {"at": 3}
+    checkpoints.save(state(3), {"at": "again"}, again=True)
+    checkpoints.close()
+    assert checkpoints.position(3) == {"at": "again"} and checkpoints.complaint(3) == ""
+
+
+def test_a_save_that_fails_behind_the_loop_is_told_at_the_next_step_and_the_older_ones_stay(tmp_path, monkeypatch):
+    checkpoints = three(tmp_path)
+    monkeypatch.setattr("training.manifest.write", lambda folder: (_ for _ in ()).throw(OSError(28, "No space left")))
+    checkpoints.save(state(4), {})
+    checkpoints._thread.join()
+    with pytest.raises(UserError, match="cannot be written .*No space left") as error:
+        checkpoints.check()
+    assert "step 3, which is whole" in error.value.mend
+    assert checkpoints.steps() == [1, 2, 3]
+    checkpoints.check()  # told once
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step in (1, 2, 3, 4):
+        checkpoints.save(state(step), {}, best=2)
+    checkpoints.close()
+    assert checkpoints.steps() == [2, 4]
