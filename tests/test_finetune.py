@@ -86,7 +86,7 @@ def test_an_origin_that_may_be_missing_is_said_and_the_choice_is_kept(finetune, 
 
 def test_the_best_checkpoint_is_kept_beside_the_last(finetune, tmp_path, capsys):
     run = tmp_path / "run"
-    words = [*finetune, "--config.train.steps=60", "--config.optimizer.learning_rate=5e-3"]
+    words = [*finetune, "--config.train.steps=60", "--config.optimizer.learning_rate=5e-3", "--config.train.keep=1"]
     assert train.main([*words, "--config.train.best_metric=loss"]) == 0
     losses = {record["step"]: record["loss"] for record in records_of(run, "valid")}
     best = min(losses, key=losses.get)
@@ -109,7 +109,7 @@ def test_a_run_that_follows_no_metric_has_no_best_checkpoint(finetune, tmp_path)
 
 def test_patience_ends_a_run_and_a_second_start_knows_it(finetune, tmp_path, capsys):
     words = [*finetune, "--config.train.steps=500", "--config.optimizer.learning_rate=1e-12"]
-    words += ["--config.train.best_metric=accuracy", "--config.train.patience=2"]
+    words += ["--config.train.best_metric=accuracy", "--config.train.patience=2", "--config.train.keep=1"]
     assert train.main(words) == 0
     assert "stopped early: accuracy has not got better for 2 evaluations" in capsys.readouterr().out
     assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [10, 30]
