@@ -51,19 +51,18 @@ from training.throughput import Meter, peak_flops, training_flops
 def main(argv: list[str]) -> int:
     started = time.perf_counter()
     stop = _StopSignal()
-    config, folder, given = configs.from_command_line(argv, __doc__ or "")
-    _say(f"workdir: {folder}")
-    workdir.check_place(folder)
-    with workdir.Lock(folder) as lock:
-        try:
+    try:
+        config, folder, given = configs.from_command_line(argv, __doc__ or "")
+        _say(f"workdir: {folder}")
+        workdir.check_place(folder)
+        with workdir.Lock(folder) as lock:
             return train(config, folder, given, lock, stop, started)
-        except Interrupted:
-            print(
-                f"stopped by signal {stop.number} before the first step: nothing to save", file=sys.stderr, flush=True
-            )
-            return 128 + stop.number
-        finally:
-            stop.restore()
+    except Interrupted:
+        told = f"stopped by signal {stop.number} before the first step: nothing to save"
+        print(told, file=sys.stderr, flush=True)
+        return 128 + stop.number
+    finally:
+        stop.restore()
 
 
 def train(config: Any, folder: Path, given: set[str], lock: workdir.Lock, stop: "_StopSignal", started: float) -> int:

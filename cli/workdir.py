@@ -19,6 +19,8 @@ from tasks import read_config
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers", "sentencepiece")
 
+OWN = LOCK, WRITABLE = ".lock", ".writable"  # what a process that was killed at its start may have left
+
 
 def check_place(workdir: Path) -> None:
     """Raises UserError if the folder cannot be written or holds something else than a run. Writes nothing."""
@@ -26,7 +28,8 @@ def check_place(workdir: Path) -> None:
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         reason = "no permission" if existing.is_dir() else f"{existing} is a file"
         raise UserError("--workdir", f"{workdir} cannot be written ({reason})", "Give another folder.")
-    if existing == workdir and any(workdir.iterdir()) and not (workdir / "config.json").is_file():
+    held = existing == workdir and any(path.name not in OWN for path in workdir.iterdir())
+    if held and not (workdir / "config.json").is_file():
         raise UserError(str(workdir), "is not empty and holds no run", "Give another --workdir.")
 
 
@@ -48,7 +51,7 @@ class Lock:
     """
 
     def __init__(self, workdir: Path):
-        self._path = workdir / ".lock"
+        self._path = workdir / LOCK
         self._stream: Any = None
 
     def acquire(self) -> None:
@@ -87,7 +90,7 @@ def create(workdir: Path) -> None:
     """Makes the folder, or raises UserError: a disk that cannot be written shows only now."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
+        probe = workdir / WRITABLE
         probe.touch()
         probe.unlink()
     except OSError as error:
