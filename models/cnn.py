@@ -163,11 +163,15 @@ class CnnForImageClassification(nnx.Module):
         width = _stages(config)[-1].outputs
         self.classifier = Linear(width, config.num_labels, stddev=width**-0.5, rngs=rngs)
 
+    def features(self, images: Array, key: Array | None = None) -> Array:
+        """What is classified, [batch, channels of the last layer]."""
+        return self.encoder(images.astype(self.dtype), key)
+
     def __call__(self, images: Array, key: Array | None = None) -> Array:
         """Logits [batch, num_labels], float32, of normalised `images` [batch, image_size, image_size, channels]."""
         keys = [None] * 2 if key is None else [jax.random.fold_in(key, i) for i in range(2)]
-        features = self.encoder(images.astype(self.dtype), keys[0])
-        return self.classifier(dropout(features, self.config.dropout, keys[1])).astype(jnp.float32)
+        features = dropout(self.features(images, keys[0]), self.config.dropout, keys[1])
+        return self.classifier(features).astype(jnp.float32)
 
     @staticmethod
     def flops(config: CnnConfig) -> int:

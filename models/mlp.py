@@ -221,10 +221,13 @@ class MlpForImageClassification(nnx.Module):
         self.encoder = HiddenLayers(config, config.image_size**2 * config.channels, rngs)
         self.classifier = Linear(config.hidden_size, config.num_labels, stddev=config.hidden_size**-0.5, rngs=rngs)
 
+    def features(self, images: Array, key: Array | None = None) -> Array:
+        """What is classified, [batch, hidden]."""
+        return self.encoder(images.reshape(len(images), -1).astype(self.dtype), key)
+
     def __call__(self, images: Array, key: Array | None = None) -> Array:
         """Logits [batch, num_labels], float32, of normalised `images` [batch, image_size, image_size, channels]."""
-        pixels = images.reshape(len(images), -1).astype(self.dtype)
-        return self.classifier(self.encoder(pixels, key)).astype(jnp.float32)
+        return self.classifier(self.features(images, key)).astype(jnp.float32)
 
     @staticmethod
     def flops(config: MlpConfig) -> int:

@@ -86,12 +86,12 @@ def _cut_back(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
+            written = json.loads(line)["step"]
+        except (ValueError, TypeError, KeyError):  # half a line, or none of ours
             continue
-        if record["step"] <= step:
+        if isinstance(written, int) and written <= step:
             kept.append(line + "\n")
     scratch = path.with_suffix(".jsonl.new")
     scratch.write_text("".join(kept), encoding="utf-8")

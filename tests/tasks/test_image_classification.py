@@ -194,6 +194,17 @@ def test_a_run_learns_evaluates_and_names_pictures(pictures, tmp_path, capsys):
     assert logged[0]["examples_per_second"] > 0
 
 
+@pytest.mark.parametrize("name", ["vit", "resnet", "mlp", "cnn"])
+def test_one_word_changes_the_model_and_each_gives_features(pictures, tmp_path, name):
+    task = make_task(pictures, f"--config.model.name={name}")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    model = task.build(parameters.nnx.Rngs(0))
+    (answer,) = task.predict(model, iter([str(tmp_path / "a.png")]), task.Options(features=True))
+    assert len(answer["features"]) == model.classifier.kernel.shape[0] and np.isfinite(answer["features"]).all()
+    (answer,) = task.predict(model, iter([str(tmp_path / "a.png")]), task.Options())
+    assert answer["label"] in task.config.data.labels
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -54,6 +54,13 @@ def test_a_second_start_cuts_the_records_back_to_its_step(tmp_path):
     assert [(r["step"], r["loss"]) for r in records(tmp_path)] == [(10, 10.0), (20, 20.0), (30, 31.0)]
 
 
+def test_lines_that_are_no_records_are_dropped_and_break_nothing(tmp_path):
+    good = b'{"step": 3, "split": "train", "loss": 1.0}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(good + b'\xff\xfe\n[1]\n{}\nnull\n{"step": "x"}\n{"step": 4, "lo')
+    Logbook(tmp_path, step=5).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == good
+
+
 def test_histograms_reach_tensorboard_with_their_counts(tmp_path):
     counts = np.zeros(64, np.int32)
     counts[[0, 5, 63]] = 1, 2, 3
