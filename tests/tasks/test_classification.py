@@ -15,6 +15,7 @@ from errors import UserError
 from models import parameters
 from tasks.classification import Classification, ClassifyOptions
 from tasks.problems import Multiclass, Multilabel
+from tasks.text import open_split
 from training.step import evaluate, make_eval_step
 
 LOGITS = jnp.array([[1.2, -0.3, 0.5], [0.1, 2.0, -1.0], [-0.7, 0.4, 0.9], [3.0, -2.0, 0.2]])
@@ -280,3 +281,20 @@ def test_features_are_the_last_hidden_states_of_the_text(task, model, kind):
 def test_other_features_are_refused(task, model):
     with pytest.raises(UserError, match="cls, mean"):
         list(task.predict(model, iter(["a"]), ClassifyOptions(features="max")))
+
+
+@pytest.mark.parametrize("name", ["bert", "lstm", "gru", "mlp", "cnn"])
+def test_one_word_changes_the_model_and_packed_texts_are_answered_as_alone(labelled, name):
+    task = make_task(labelled, f"--config.model.name={name}")
+    model = task.build(nnx.Rngs(0))
+    rows = task.rows("valid")
+    _, outputs = task.evaluate(model, rows.load(np.arange(rows.count), np.zeros(rows.count, int)))
+    packed = np.asarray(outputs["scores"])[outputs["present"] > 0][:, 0]
+    texts = [record["text"] for record in open_split(task.config, "valid")]
+    alone = [
+        next(iter(answer["probabilities"].values())) for answer in task.predict(model, iter(texts), ClassifyOptions())
+    ]
+    assert len(packed) == len(alone) > 5
+    np.testing.assert_allclose(np.sort(packed), np.sort(alone), atol=2e-6)
+    (embedded,) = task.predict(model, iter(texts[:1]), ClassifyOptions(features="mean"))
+    assert np.isfinite(embedded["features"]).all()
