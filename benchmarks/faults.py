@@ -12,14 +12,12 @@ import hashlib
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,16 +64,16 @@ class _Bench:
         self.seconds = time.perf_counter() - started
         self.digest = digest(self.whole)
 
-    def start(self, workdir: Path, *words: str, limit: Callable[[], None] | None = None) -> subprocess.Popen:
-        """The run as a process; the same command goes on with it."""
+    def start(self, workdir: Path, *words: str, before: tuple[str, ...] = ()) -> subprocess.Popen:
+        """The run as a process, started by the words `before`; the same command goes on with it."""
         fixed = ["train.py", "--config=configs/bert_mlm.py:smoke", f"--workdir={workdir}"]
         fixed += [f"--config.data.train=text:{self.folder / 'words.txt'}", "--config.data.tokenizer=wordpiece:128"]
         fixed += [f"--config.train.{name}=5" for name in ("log_every", "checkpoint_every")]
         fixed += [f"--config.train.steps={STEPS}", "--config.train.eval_every=20", "--config.train.keep=3"]
         given = [word for word in fixed if word.split("=")[0] not in {w.split("=")[0] for w in words}]
         return subprocess.Popen(
-            [sys.executable, *given, *words],
-            cwd=ROOT, env={**os.environ, "ROOTSTOCK_CACHE": str(self.folder / "cache")}, preexec_fn=limit,
+            [sys.executable, *before, *given, *words],
+            cwd=ROOT, env={**os.environ, "ROOTSTOCK_CACHE": str(self.folder / "cache")},
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -168,10 +166,9 @@ class _Bench:
         workdir = self.folder / "full"
         assert self.start(workdir, "--config.train.steps=20").wait(PATIENCE) == 0
 
-        def limit() -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, 16_384))
-
-        process = self.start(workdir, limit=limit)
+        limited = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, 16_384))"
+        limited += "; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+        process = self.start(workdir, before=("-c", limited))
         told = process.communicate(timeout=PATIENCE)[1].strip().splitlines()
         whole = Checkpoints(workdir / "checkpoints").newest_whole(lambda line: None)
         goes_on = self.start(workdir).wait(PATIENCE) == 0 and digest(workdir) == self.digest

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -19,9 +18,9 @@ from training.checkpoints import Checkpoints
 ROOT = Path(__file__).parent.parent
 
 
-def start(smoke, *words, **settings) -> subprocess.Popen:
+def start(smoke, *words) -> subprocess.Popen:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *smoke, *words], cwd=ROOT, **pipes, **settings)
+    return subprocess.Popen([sys.executable, *smoke, *words], cwd=ROOT, **pipes)
 
 
 def damage(checkpoint: Path) -> None:
@@ -113,11 +112,9 @@ def test_a_signal_in_an_evaluation_breaks_it_off_and_the_next_start_makes_up_for
 
 def test_a_full_disk_is_told_at_the_next_step_and_nothing_is_lost(smoke, tmp_path):
     assert train.main(smoke) == 0
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, 16_384))
-
-    process = start(smoke, "--config.train.steps=40", preexec_fn=limit)
+    limited = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, 16_384))"
+    limited += "; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    process = start(["-c", limited, *smoke], "--config.train.steps=40")
     _, told = process.communicate(timeout=120)
     assert process.returncode == 2, told
     said = "\n".join(told.strip().splitlines()[-2:])  # behind what the libraries' own threads complain of

@@ -63,7 +63,8 @@ def test_every_common_key_is_checked_or_free_on_purpose():
 
     free = {"init_from", "model.name", "optimizer.decay_rules", "optimizer.rules", "optimizer.phases", "lora.kernels"}
     free |= {f"data.{name}" for name in ("valid", "test", "text", "label", "tokenizer")} | {"train.best_metric"}
-    keys = set(config.flatten(base.get_config()))
+    free |= {f"data.{name}" for name in ("image", "mean", "std", "augment")}
+    keys = {key for reads in ("texts", "pictures") for key in config.flatten(base.get_config(reads))}
     assert keys - set(config.RANGES) == free
     assert set(config.RANGES) <= keys
 
