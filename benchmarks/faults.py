@@ -172,7 +172,8 @@ class _Bench:
         told = process.communicate(timeout=PATIENCE)[1].strip().splitlines()
         whole = Checkpoints(workdir / "checkpoints").newest_whole(lambda line: None)
         goes_on = self.start(workdir).wait(PATIENCE) == 0 and digest(workdir) == self.digest
-        said = " / ".join(told[-2:])  # behind what the libraries' own threads complain of
+        # The libraries' own threads complain before and behind it.
+        said = " / ".join(line for line in told if "cannot be written" in line or "goes on from" in line)
         good = process.returncode == 2 and "cannot be written" in said and whole == 20 and goes_on
         print(f"full disk: status {process.returncode}, {said}", flush=True)
         return {"survived": int(good), "of": 1}

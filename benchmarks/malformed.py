@@ -113,11 +113,12 @@ def prepare(folder: Path, environment: dict[str, str]) -> None:
     Image.fromarray(noise[0][..., 0]).save(copy("pets-grey", "pets") / "dog" / "7.png")
     shutil.make_archive(str(folder / "pets"), "zip", folder / "pets")
     good = np.arange(6)
-    for name, arrays in {
+    wrong: dict[str, dict[str, Any]] = {
         "floats": {"image": noise / 255, "label": good}, "first": {"image": noise.transpose(0, 3, 1, 2), "label": good},
         "short": {"image": noise, "label": good[:5]}, "negative": {"image": noise, "label": good - 1},
         "objects": {"image": np.array([{}], object)}, "unlabelled": {"image": noise}, "other": {"picture": noise},
-    }.items():  # fmt: skip
+    }  # fmt: skip
+    for name, arrays in wrong.items():
         np.savez(folder / f"{name}.npz", **arrays)
     (folder / "none.npz").write_bytes(b"PK\x03\x04 nothing")
 
