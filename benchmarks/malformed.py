@@ -84,7 +84,7 @@ def prepare(folder: Path, environment: dict[str, str]) -> None:
     (copy("config-cut", "mlm") / "config.json").write_text('{"task": "mlm"')
     (copy("config-list", "mlm") / "config.json").write_text("[1, 2]")
     (copy("config-task", "mlm") / "config.json").write_text('{"task": "cooking"}')
-    (copy("no-tokenizer", "mlm") / "tokenizer" / "tokenizer.json").unlink()
+    shutil.rmtree(copy("no-tokenizer", "mlm") / "tokenizer")
     damaged = copy("damaged", "mlm") / "checkpoints" / "5" / "manifest.json"
     damaged.write_text(damaged.read_text()[:-9])
     weights = (folder / "hf" / "model.safetensors").read_bytes()
@@ -100,8 +100,6 @@ def prepare(folder: Path, environment: dict[str, str]) -> None:
         (copy(name, "hf") / "config.json").write_text(json.dumps(about | changes))
     (copy("hf-json", "hf") / "config.json").write_text("{")
     (copy("hf-tokenizer", "hf") / "tokenizer.json").write_text("{}")
-    for name in ("tokenizer.json", "vocab.txt"):
-        (folder / "hf" / name).exists()
     noise = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3)).astype(np.uint8)
     for number, pixels in enumerate(noise):
         path = folder / "pets" / ("cat", "dog")[number % 2] / f"{number}.png"

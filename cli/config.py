@@ -18,6 +18,7 @@ from configs import base
 from errors import UserError
 from models import MODELS
 from tasks import TASKS
+from tasks.task import find_head
 from training import phases
 from training.optimizer import OPTIMIZERS, SCHEDULES
 
@@ -93,6 +94,7 @@ def check(config: ConfigDict) -> None:
     for name, (fits, mend) in RANGES.items():
         if name in flat and not fits(flat[name]):
             raise UserError(f"config.{name}", repr(flat[name]), mend)
+    find_head(config)
     train = config.train
     if bool(train.steps) == bool(train.epochs):
         value = f"{train.steps}, and config.train.epochs {train.epochs}"

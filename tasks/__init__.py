@@ -110,8 +110,11 @@ def read_config(workdir: Path) -> ConfigDict:
             "--workdir", f"{workdir} has no config.json" if workdir.is_dir() else f"no folder {workdir}", mend
         )
     try:
-        config = ConfigDict(_tuples(json.loads(path.read_text(encoding="utf-8"))))
-    except (ValueError, TypeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no JSON object")
+        config = ConfigDict(_tuples(content))
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(str(path), f"is damaged ({error})", "Restore the file, or start the run anew.") from error
     if config.get("task") not in TASKS:
         raise UserError(str(path), f"task {config.get('task')!r}", f"Known tasks: {', '.join(TASKS)}.")

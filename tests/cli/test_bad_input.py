@@ -47,6 +47,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
         ("--config.train.batch_size=0", ("config.train.batch_size", "0")),
         ("--config.optimizer.learning_rate=nan", ("config.optimizer.learning_rate",)),
         ("--config.optimizer.learning_rate=-1e-3", ("config.optimizer.learning_rate", "-0.001")),
+        ("--config.model.name=vit", ("config.model.name", "vit has no head for config.task=mlm")),
         ("--config.optimizer.name=adamx", ("config.optimizer.name", "adamw")),
         ("--config.optimizer.schedule=cosin", ("config.optimizer.schedule", "cosine")),
         ("--config.optimizer.decay_rules=x", ("config.optimizer.decay_rules", "'x'")),
