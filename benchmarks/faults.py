@@ -32,7 +32,7 @@ from training.checkpoints import SAVING, Checkpoints
 
 FLAGS: dict[str, Any] = {"kills": 20, "corruptions": 50, "seed": 0}
 ROOT = Path(__file__).parent.parent
-STEPS = 60
+STEPS = 400
 KILLS_A_RUN = 5
 PATIENCE = 120  # seconds that a process may take
 
@@ -69,7 +69,7 @@ class _Bench:
         fixed = ["train.py", "--config=configs/bert_mlm.py:smoke", f"--workdir={workdir}"]
         fixed += [f"--config.data.train=text:{self.folder / 'words.txt'}", "--config.data.tokenizer=wordpiece:128"]
         fixed += [f"--config.train.{name}=5" for name in ("log_every", "checkpoint_every")]
-        fixed += [f"--config.train.steps={STEPS}", "--config.train.eval_every=20", "--config.train.keep=3"]
+        fixed += [f"--config.train.steps={STEPS}", "--config.train.eval_every=100", "--config.train.keep=3"]
         given = [word for word in fixed if word.split("=")[0] not in {w.split("=")[0] for w in words}]
         return subprocess.Popen(
             [sys.executable, *before, *given, *words],
@@ -98,8 +98,8 @@ class _Bench:
 
     def _kill(self, process: subprocess.Popen, workdir: Path, in_save: bool) -> bool:
         """Kills at some time in the run, or while a checkpoint is being written; whether it was the latter."""
-        deadline = time.perf_counter() + self.chance.uniform(0.3, 1.0) * self.seconds
-        landed, chosen = False, self.chance.randrange(1, 5)  # which save of this start it is to be
+        deadline = time.perf_counter() + self.chance.uniform(0.3, 0.5) * self.seconds
+        landed, chosen = False, self.chance.randrange(1, 12)  # which save of this start it is to be
         seen: set[str] = set()
         while process.poll() is None:
             saving = list((workdir / "checkpoints").glob(f"*{SAVING}"))
@@ -165,7 +165,7 @@ class _Bench:
     def full_disk(self) -> dict[str, Any]:
         """No file may grow beyond a few KiB: the save fails, it is told, and what was saved before is whole."""
         workdir = self.folder / "full"
-        assert self.start(workdir, "--config.train.steps=20").wait(PATIENCE) == 0
+        assert self.start(workdir, "--config.train.steps=20", "--config.train.eval_every=20").wait(PATIENCE) == 0
 
         limited = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, 16_384))"
         limited += "; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
