@@ -4,6 +4,7 @@ For texts a deep averaging network (Iyyer et al. 2015, https://aclanthology.org/
 embeddings, then hidden layers; it does not know the order of the words. For pictures hidden layers on the pixels.
 """
 
+import abc
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -151,9 +152,9 @@ class TextClassifier(nnx.Module):
         texts = self._pooled(hidden, batch["segment_ids"], first_positions)
         return self.classifier(dropout(texts, self.config.dropout, keys[1])).astype(jnp.float32)
 
+    @abc.abstractmethod
     def _pooled(self, hidden: Array, segment_ids: Array, first_positions: Array) -> Array:
         """[batch, length, width] to [batch, texts, width]."""
-        raise NotImplementedError
 
 
 class HiddenLayers(nnx.Module):

@@ -1,5 +1,6 @@
 """What every task has: its config, and the model that the config names, with the head that the task needs."""
 
+import abc
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ def find_head(config: Any) -> Any:
     return heads[config.task]
 
 
-class Task:
+class Task(abc.ABC):
     """Builds the model, and has the hooks that not every task has something to say to.
 
     Args:
@@ -39,11 +40,11 @@ class Task:
         for name, value in dataclasses.asdict(self.model_config).items():
             model[name] = value
 
-    @staticmethod
+    @staticmethod  # noqa: B027 (not every task has keys of its own)
     def check(config: Any) -> None:
         """Raises UserError for a wrong value of the task's own keys."""
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> None:  # noqa: B027 (not every task has more than the config)
         """Writes what `restore` reads beside the config."""
 
     def fingerprints(self) -> dict[str, str]:
@@ -53,11 +54,11 @@ class Task:
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         return self.head(self.model_config, rngs, self.config.dtype)
 
+    @abc.abstractmethod
     def probe(self, model: Any) -> dict[str, np.ndarray]:
         """What the model says of something that is built in, by name: all hidden states, and the head's numbers. Of two
         runs with the same weights it is the same.
         """
-        raise NotImplementedError
 
     def full_rows(self, sums: Mapping[str, float]) -> float:
         """How many rows without padding would hold what an interval has learned from."""

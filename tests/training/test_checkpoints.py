@@ -182,3 +182,21 @@ def test_the_best_is_kept_beside_the_newest(tmp_path):
         checkpoints.save(state(step), {}, best=2)
     checkpoints.close()
     assert checkpoints.steps() == [2, 4]
+
+
+def test_a_checkpoint_of_before_there_were_manifests_is_still_read(tmp_path):
+    import orbax.checkpoint as ocp
+
+    handlers = {"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()}
+    manager = ocp.CheckpointManager(tmp_path, item_names=("state", "position"), item_handlers=handlers)
+    items = {"state": ocp.args.StandardSave(state(4)), "position": ocp.args.JsonSave({"at": 4, "best": {"step": -1}})}
+    manager.save(4, args=ocp.args.Composite(**items))
+    manager.close()
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.newest_whole(print, set_aside=True) == 4
+    restored, position = checkpoints.restore(template(state(4)), 4)
+    assert_same(restored, state(4))
+    assert position == {"at": 4, "best": {"step": -1}}
+    checkpoints.save(state(5), {"at": 5})
+    checkpoints.close()
+    assert checkpoints.steps() == [5]
