@@ -220,14 +220,7 @@ def _arrays(tree: parameters.Tree) -> dict[str, np.ndarray]:
 def _check(flags: Mapping[str, Any]) -> int:
     folder = Path(flags["workdir"])
     tasks.read_config(folder)
-    checkpoints = Checkpoints(folder / "checkpoints")
-    complaints = {step: checkpoints.complaint(step) for step in checkpoints.steps()}
-    for step, complaint in complaints.items():
-        print(f"step {step}: {f'damaged: {complaint}' if complaint else 'whole'}")
-    if not complaints or any(complaints.values()):
-        value = "has a damaged checkpoint" if complaints else "has no checkpoint"
-        mend = "train.py goes on from the newest that is whole." if not all(complaints.values()) else "Begin anew."
-        raise UserError("--workdir", f"{folder} {value}", mend)
+    Checkpoints(folder / "checkpoints").report(print)
     return 0
 
 

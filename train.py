@@ -1,13 +1,15 @@
 """Trains one experiment, and goes on with it when it is started again.
 
-    python train.py --config=configs/NAME.py[:VARIANT] [--workdir=DIR] [--config.KEY=VALUE …]
+    python train.py --config=configs/NAME.py[:VARIANT] [--workdir=DIR] [--config.KEY=VALUE …] [--verify_checkpoints]
+
+--verify_checkpoints trains nothing, and says which of the run's checkpoints are whole.
 
 Status: 0 done · 2 a mistake in what was given · 3 diverged · 143 or 130 stopped by a signal, after saving.
 """
 
 import itertools
 import json
-import signal
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -33,11 +35,12 @@ from training import optimizer as optimizers
 from training import sharding
 from training.best import Best
 from training.checkpoints import Checkpoints
+from training.health import Findings, Health
 from training.logbook import Logbook
 from training.phases import Phase, PhaseOptimizer, chosen_rules, enter_phase, make_phases, phase_at
 from training.progress import Progress
 from training.step import (
-    NEVER,
+    all_finite,
     create_state,
     empty_totals,
     evaluate,
@@ -45,15 +48,19 @@ from training.step import (
     make_eval_step,
     make_train_step,
 )
+from training.stop_signal import Interrupted, StopSignal
 from training.throughput import Meter, peak_flops, training_flops
 
 
 def main(argv: list[str]) -> int:
     started = time.perf_counter()
-    stop = _StopSignal()
+    stop = StopSignal()
     try:
-        config, folder, given = configs.from_command_line(argv, __doc__ or "")
+        config, folder, given, verify_checkpoints = configs.from_command_line(argv, __doc__ or "")
         _say(f"workdir: {folder}")
+        if verify_checkpoints:
+            Checkpoints(folder / "checkpoints").report(_say)
+            return 0
         workdir.check_place(folder)
         with workdir.Lock(folder) as lock:
             return train(config, folder, given, lock, stop, started)
@@ -61,11 +68,18 @@ def main(argv: list[str]) -> int:
         told = f"stopped by signal {stop.number} before the first step: nothing to save"
         print(told, file=sys.stderr, flush=True)
         return 128 + stop.number
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = str(error).rpartition("Error dispatching computation: ")[2].splitlines()[0]
+        told = f"process {jax.process_index()} of {jax.process_count()} cannot go on: {reason}"
+        print(f"{told}\nThe same command goes on from the newest checkpoint.", file=sys.stderr, flush=True)
+        os._exit(1)  # what Python does at its end would wait for the others, who may be gone
     finally:
         stop.restore()
 
 
-def train(config: Any, folder: Path, given: set[str], lock: workdir.Lock, stop: "_StopSignal", started: float) -> int:
+def train(config: Any, folder: Path, given: set[str], lock: workdir.Lock, stop: StopSignal, started: float) -> int:
     """Trains in a folder that no other process trains in; returns the status."""
 
     # ---- What it begins with, what goes in, and what is learned from it.
@@ -74,6 +88,8 @@ def train(config: Any, folder: Path, given: set[str], lock: workdir.Lock, stop: 
     task = tasks.TASKS[config.task].create(config, _say, origin)
     workdir.check_experiment(folder, config)
     train_rows, valid_rows = task.rows("train"), task.rows("valid")
+    fingerprints = task.fingerprints() | {"train": train_rows.fingerprint, "valid": valid_rows.fingerprint}
+    workdir.check_fingerprints(folder, fingerprints)
     configs.resolve_steps(config, train_rows.count)
     _say(f"train: {train_rows.summary}")
     _say(f"valid: {valid_rows.summary}")
@@ -85,6 +101,7 @@ def train(config: Any, folder: Path, given: set[str], lock: workdir.Lock, stop: 
     run = assemble(config, task)
     best = Best(config.train.best_metric, config.train.patience)
     best.check(task.metric_names())
+    health = Health(config.train.bad_steps)
 
     # ---- Where the run stands: at its newest checkpoint, at the weights of another, or at the start.
     if jax.process_index() == 0:
@@ -92,11 +109,18 @@ def train(config: Any, folder: Path, given: set[str], lock: workdir.Lock, stop: 
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.train.keep)
     newest = checkpoints.newest_whole(_say, set_aside=True)
     saved, owes_evaluation = newest is not None, False
-    if newest is not None:
-        template = jax.eval_shape(lambda: run.fresh_state(phase_at(run.phases, newest)))
+
+    def restore(step: int) -> tuple[Any, Any]:
+        """State and position of a checkpoint; what was found out since then is forgotten."""
+        template = jax.eval_shape(lambda: run.fresh_state(phase_at(run.phases, step)))
         template = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=everywhere), template)
-        state, position = checkpoints.restore(template, newest)
+        state, position = checkpoints.restore(template, step)
         best.set_state(position["best"])
+        health.set_state(position.get("health", Health().get_state()))
+        return state, position
+
+    if newest is not None:
+        state, position = restore(newest)
         owes_evaluation = position.get("owes_evaluation", False)
         try:
             batches.set_state(position["data"])
@@ -135,11 +159,7 @@ def train(config: Any, folder: Path, given: set[str], lock: workdir.Lock, stop: 
             "devices": [str(device) for device in jax.devices()],
             "device_kind": jax.devices()[0].device_kind,
             "parameters": count,
-            "fingerprints": {
-                **task.fingerprints(),
-                "train": train_rows.fingerprint,
-                "valid": valid_rows.fingerprint,
-            },
+            "fingerprints": fingerprints,
         }
         workdir.write_json(folder / "run.json", workdir.describe_start(folder, step, facts))
     logbook = Logbook(folder, step, quiet=quiet)
@@ -154,7 +174,8 @@ def train(config: Any, folder: Path, given: set[str], lock: workdir.Lock, stop: 
     def compile_step(phase: Phase) -> tuple[Any, Any]:
         """The step of a phase, and the totals that it begins each interval with."""
         begun = time.perf_counter()
-        empty = sharding.put_replicated(empty_totals(run.forward, state, batch, phase, every), mesh)
+        totals = empty_totals(run.forward, state, batch, phase, config.train.log_every, every)
+        empty = sharding.put_replicated(totals, mesh)
         jitted = jax.jit(run.train_step(phase), donate_argnums=0, out_shardings=everywhere)
         compiled = jitted.lower(state, empty, batch).compile()
         trained = sum(leaf.size for path, leaf in parameters.flatten(state["params"]).items() if path in phase.rates)
@@ -164,15 +185,16 @@ def train(config: Any, folder: Path, given: set[str], lock: workdir.Lock, stop: 
         return compiled, empty
 
     compiled_step, empty = compile_step(phase)
-    parameter_norm = jax.jit(optax.tree.norm)  # not in the step: a pass over all parameters that only a log needs
+    # Not in the step: passes over the state that only a log needs.
+    parameter_norm, is_finite = jax.jit(optax.tree.norm), jax.jit(all_finite)
     evaluate_batch = jax.jit(make_eval_step(run.evaluate), out_shardings=everywhere)
 
     peak = peak_flops(config.dtype)
     progress = Progress(step, config.train.steps, quiet=quiet)
     meter = Meter()
 
-    def log(totals: Any, interval: int) -> int:
-        """Writes the training record of the last `interval` steps; returns the first of them that was not finite."""
+    def log(totals: Any, interval: int) -> Findings:
+        """Writes the training record of the last `interval` steps; returns what they were like."""
         fetched = jax.device_get(totals)
         sums = {name: float(value) for name, value in fetched["sums"].items()}
         seconds = meter.lap()
@@ -183,24 +205,30 @@ def train(config: Any, folder: Path, given: set[str], lock: workdir.Lock, stop: 
         # Padding is no useful work: only what a row really holds counts.
         flops = training_flops(task.flops_per_row(), run.shapes, phase.rates)
         values["mfu"] = task.full_rows(sums) * flops / seconds / peak
-        if fetched["bad_steps"]:
-            values["bad_steps"] = int(fetched["bad_steps"])
+        first = step - interval
+        found = health.look(first, [fetched["losses"][i % config.train.log_every] for i in range(first, step)])
+        if found.bad:
+            values["bad_steps"] = len(found.bad)
+        if found.spikes:
+            values["loss_spikes"] = len(found.spikes)
         logbook.scalars(step, "train", values)
         if every and step // every > (step - interval) // every:
             for tag, tree in fetched["histograms"].items():
                 logbook.histograms(step // every * every, tag, tree)
         progress.train(step, values, (config.train.steps - step) * seconds / interval)
-        return int(fetched["first_bad_step"])
+        for what, steps in (("is not finite, and left out", found.bad), ("leaps", found.spikes)):
+            if steps and not found.lost:
+                progress.say(f"step {steps[0]:>6}: the loss {what} (of {len(steps)} steps since the last log)")
+        return found
 
     def validate() -> bool:
         """Writes the record of an evaluation; returns whether it is the best so far."""
         nonlocal owes_evaluation
         limit = config.train.eval_batches
         held_out = eval_batches(valid_rows, config.train.batch_size, limit=limit, **hosts)
-        # Several processes do not know of each other's signals: they evaluate to the end.
-        going = itertools.takewhile(lambda _: not stop.number or jax.process_count() > 1, held_out)
+        going = itertools.takewhile(lambda _: not stop.breaks_off, held_out)
         sums, outputs = evaluate(evaluate_batch, state, (sharding.put_batch(rows, mesh) for rows in going))
-        owes_evaluation = stop.number != 0 and jax.process_count() == 1
+        owes_evaluation = stop.breaks_off
         if owes_evaluation:  # broken off: the next start makes up for it
             return False
         values = task.metrics(sums, outputs)
@@ -212,8 +240,28 @@ def train(config: Any, folder: Path, given: set[str], lock: workdir.Lock, stop: 
         return best.update(step, values)
 
     def save(again: bool = False) -> None:
-        position = {"data": batches.get_state(), "best": best.get_state(), "owes_evaluation": owes_evaluation}
-        checkpoints.save(state, position, best.step, again=again)
+        position = {"data": batches.get_state(), "best": best.get_state(), "health": health.get_state()}
+        checkpoints.save(state, position | {"owes_evaluation": owes_evaluation}, best.step, again=again)
+
+    def go_back(reason: str) -> bool:
+        """To the newest checkpoint, if there is one; the batches that were read since then are left out."""
+        nonlocal state, step, phase, compiled_step, empty
+        checkpoints.wait()
+        newest, rollbacks = checkpoints.newest_whole(progress.say, set_aside=True), health.rollbacks + 1
+        if newest is None:
+            return False
+        meter.stop()
+        progress.say(f"step {step:>6}: {reason}: back to step {newest}, without the batches since ({rollbacks} times)")
+        state, _ = restore(newest)
+        health.rollbacks = rollbacks
+        step = newest
+        if phase_at(run.phases, step) != phase:
+            phase = phase_at(run.phases, step)
+            compiled_step, empty = compile_step(phase)
+        logbook.go_back(step)
+        progress.go_back(step)
+        meter.start()
+        return True
 
     # ---- The loop.
     totals, interval = empty, 0
@@ -233,18 +281,29 @@ def train(config: Any, folder: Path, given: set[str], lock: workdir.Lock, stop: 
         state, totals = compiled_step(state, totals, sharding.put_batch(arrays, mesh))
         step, interval = step + 1, interval + 1
         progress.advance()
-        stopping = stop.number  # looked at once a step, so that what is said below was saved
+        stopping = stop.due(step)  # looked at once a step, so that what is said below was saved
         last = step == config.train.steps or stopping != 0
         evaluating = _due(step, config.train.eval_every) or step == config.train.steps
-        if last or evaluating or step == phase.end or _due(step, config.train.log_every):
-            bad_step = log(totals, interval)
-            if bad_step != NEVER:
-                records = train_rows.records(recent[bad_step]).tolist()
-                complaint = f"diverged: loss or gradient of step {bad_step} is not finite; its records: {records}"
-                status = 3
+        saving = last or step == phase.end or _due(step, config.train.checkpoint_every)
+        if saving or evaluating or _due(step, config.train.log_every):
+            found = log(totals, interval)
+            diverged = ""
+            if found.lost:
+                first, others = found.lost[0], f" and of {len(found.lost) - 1} behind it" if found.lost[1:] else ""
+                records = train_rows.records(recent[first]).tolist() if first in recent else "of an earlier start"
+                diverged = f"loss or gradient of step {first}{others} is not finite; its records: {records}"
+            elif not is_finite(state):
+                diverged = f"parameters or moments are not finite behind step {step - 1}"
+            ill = diverged or (f"the loss leaped in step {found.spikes[0]}" if found.spikes else "")
+            if ill and health.rollbacks < config.train.rollbacks and go_back(ill):
+                totals, interval, recent = empty, 0, {}
+                continue
+            if diverged:
+                complaint, status = f"diverged: {diverged}", 3
                 break
-            totals, interval, recent = empty, 0, {}
-        if last or evaluating or step == phase.end or _due(step, config.train.checkpoint_every):
+            totals, interval = empty, 0
+            recent = {number: rows for number, rows in recent.items() if number in health.streak}
+        if saving or evaluating:
             jax.block_until_ready(state)
             meter.stop()
             better = evaluating and validate()
@@ -370,33 +429,6 @@ def _say(line: str) -> None:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-class Interrupted(BaseException):
-    """A signal came when there was nothing to save yet."""
-
-
-class _StopSignal:
-    """Remembers SIGTERM or Ctrl-C, so that the loop can save and leave; before the loop, it ends what is going on.
-
-    Attributes:
-        number: of the signal that came; 0 for none.
-        save_first: whether there is something to save.
-    """
-
-    def __init__(self) -> None:
-        self.number, self.save_first = 0, False
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def restore(self) -> None:
-        """Signals do again what they did before."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: Any) -> None:
-        self.number = number
-        if not self.save_first:
-            raise Interrupted
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def prepare(config: ConfigDict) -> Bare:
         return sharding.put_batch(batch, mesh)
 
     shapes = put(next(feed)[1])
-    empty = empty_totals(run.forward, state, shapes, phase, config.train.histogram_every)
+    empty = empty_totals(run.forward, state, shapes, phase, config.train.log_every, config.train.histogram_every)
     totals = sharding.put_replicated(empty, mesh)
     start = time.perf_counter()
     jitted = jax.jit(run.train_step(phase), donate_argnums=0, out_shardings=everywhere)

@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -42,13 +43,16 @@ def parse(argv: Sequence[str], defaults: dict[str, Any], usage: str) -> dict[str
         for name, default in defaults.items():
             print(f"  --{name}={default}")
         sys.exit(0)
+    switches = {f"--{name}" for name, default in defaults.items() if isinstance(default, bool)}
+    followed = zip(argv, [*argv[1:], "--"], strict=True)
+    words = [f"{word}=true" if word in switches and after.startswith("-") else word for word, after in followed]
     try:
-        rest = values(list(argv))[1:]
+        rest = values(words)[1:]
     except flags.UnrecognizedFlagError as error:
         near = difflib.get_close_matches(error.flagname, defaults, n=1, cutoff=0.5)
         mend = f"Did you mean --{near[0]}?" if near else "--help lists the flags."
         raise UserError(f"--{error.flagname}", "no such flag", mend) from error
-    except flags.Error as error:
+    except (flags.Error, UnicodeDecodeError) as error:  # this one of a --flagfile, which absl reads
         raise _flag_error(str(error), defaults) from error
     if rest:
         mend = "Give every value with its flag: --name=value."
@@ -72,8 +76,10 @@ def _flag_error(message: str, defaults: dict[str, Any]) -> UserError:
     wrong = re.match(r"flag --([\w.]+)=(.*?): (.*)", message, re.DOTALL)
     if wrong:
         return UserError(f"--{wrong[1]}", repr(wrong[2]), wrong[3])
-    missing = re.search(r"--?([\w.]+)", message)
-    name = missing[1] if missing else ""
+    missing = re.fullmatch(r"Missing value for flag --?([\w.]+)", message)
+    if not missing:
+        return UserError("command line", message, "Give every value with its flag: --name=value.")
+    name = missing[1]
     example = f"--{name}={defaults.get(name, '…')}"
     return UserError(f"--{name}", "the value is missing", f"Give it as {example}.")
 
@@ -120,14 +126,20 @@ def _parse_float(text: str, mend: str = "Give a number.") -> float:
 
 
 def _parse_tuple(text: str) -> tuple[Any, ...]:
-
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # it raises them all on purpose
         value = None
-    if not isinstance(value, (tuple, list)):
+    if not isinstance(value, (tuple, list)) or not _is_plain(value):
         raise ValueError("Give a tuple: \"(('.*/bias', 0), ('.*', 1))\".")
     return tuple(tuple(item) if isinstance(item, list) else item for item in value)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether config.json can hold a value: no bytes, sets, complex or infinite numbers, no keys."""
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    return isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
 
 
 PARSERS: dict[type, Callable[[str], Any]] = {

@@ -7,9 +7,10 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -24,11 +25,28 @@ from training.optimizer import OPTIMIZERS, SCHEDULES
 
 # What may differ between two starts of one run; see README.
 MAY_CHANGE = ("train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep")
+MOST_STEPS = 2**31  # they are counted in an int32
 
 
-def from_command_line(argv: Sequence[str], usage: str) -> tuple[ConfigDict, Path, set[str]]:
-    """The checked config and the workdir of `train.py`'s arguments, and the names that stand in them: `train.steps`."""
-    flag_names = {"config": "", "workdir": ""}
+class Command(NamedTuple):
+    """What `train.py` was asked for.
+
+    Attributes:
+        config: checked.
+        workdir: the run's folder.
+        given: the names of the config that stand on the command line: `train.steps`.
+        verify_checkpoints: only to say which checkpoints are whole.
+    """
+
+    config: ConfigDict
+    workdir: Path
+    given: set[str]
+    verify_checkpoints: bool
+
+
+def from_command_line(argv: Sequence[str], usage: str) -> Command:
+    """What stands in `train.py`'s arguments."""
+    flag_names = {"config": "", "workdir": "", "verify_checkpoints": False}
     chosen = commandline.given(argv, "config")
     if not chosen:
         if any(word.lstrip("-").startswith("h") for word in argv[1:]):
@@ -44,7 +62,7 @@ def from_command_line(argv: Sequence[str], usage: str) -> tuple[ConfigDict, Path
     check(config)
     workdir = values["workdir"] or Path("runs") / "-".join(filter(None, (path.stem, variant)))
     given = {name for name in flatten(config) if commandline.given(argv, f"config.{name}")}
-    return config, Path(workdir), given
+    return Command(config, Path(workdir), given, values["verify_checkpoints"])
 
 
 def flatten(config: Any) -> dict[str, Any]:
@@ -82,7 +100,10 @@ def resolve_steps(config: ConfigDict, rows: int) -> None:
     """Turns `train.epochs` into `train.steps`, now that the number of rows is known, and checks the warm-up with it."""
     train = config.train
     if train.epochs:
-        train.steps = max(1, round(train.epochs * rows / train.batch_size))
+        steps = train.epochs * rows / train.batch_size
+        if steps >= MOST_STEPS:
+            raise UserError("config.train.epochs", f"{train.epochs}, some {steps:.0e} steps", "Give fewer.")
+        train.steps = max(1, round(steps))
     if config.optimizer.warmup_steps > train.steps:
         value = f"{config.optimizer.warmup_steps} of {train.steps} steps"
         raise UserError("config.optimizer.warmup_steps", value, "Make the warm-up shorter than the run.")
@@ -124,7 +145,7 @@ _POSITIVE: Range = (lambda value: value > 0), "Give a number above 0."
 _SHARE: Range = (lambda value: 0 <= value < 1), "Give a share from 0 to below 1."
 
 RANGES: dict[str, Range] = {
-    "seed": _at_least(0),
+    "seed": ((lambda value: 0 <= value < 2**63), "Give a whole number from 0 to below 2**63."),
     "task": _one_of(*TASKS),
     "dtype": _one_of("float32", "bfloat16"),
     "data.train": (bool, "Name a source, such as text:PATH or pydocs."),
@@ -151,7 +172,7 @@ RANGES: dict[str, Range] = {
     "optimizer.layer_decay": ((lambda value: 0 < value <= 1), "Give a factor above 0, at most 1, such as 0.9."),
     "lora.rank": _at_least(0),
     "lora.alpha": _POSITIVE,
-    "train.steps": _at_least(0),
+    "train.steps": ((lambda value: 0 <= value < MOST_STEPS), f"Give a number from 0 to {MOST_STEPS - 1}."),
     "train.epochs": _at_least(0),
     "train.batch_size": _at_least(1),
     "train.accumulate": _at_least(1),
@@ -161,6 +182,8 @@ RANGES: dict[str, Range] = {
     "train.checkpoint_every": _at_least(0),
     "train.keep": _at_least(1),
     "train.patience": _at_least(0),
+    "train.bad_steps": _at_least(1),
+    "train.rollbacks": _at_least(0),
     "train.histogram_every": _at_least(0),
     "train.ema": _SHARE,
     "mesh.data": ((lambda value: value == -1 or value > 0), "Give a number of devices, or -1 for all."),
@@ -171,7 +194,7 @@ def _load(chosen: str) -> tuple[ConfigDict, Path, str]:
     """The config of `FILE.py[:VARIANT]`, with the file and the variant."""
     name, _, variant = chosen.partition(".py:")
     path = Path(name if name.endswith(".py") else f"{name}.py")
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file it takes a name that is too long for one
         known = sorted(p.as_posix() for p in Path(__file__).parent.parent.joinpath("configs").glob("*.py"))
         names = [f"configs/{Path(p).name}" for p in known if Path(p).stem not in ("__init__", "base")]
         near = difflib.get_close_matches(path.as_posix(), names, n=1) or names
@@ -186,6 +209,12 @@ def _load(chosen: str) -> tuple[ConfigDict, Path, str]:
         raise
     except Exception as error:  # whatever the user's own file does wrong
         raise UserError(str(path), f"{type(error).__name__}: {error}", "Mend the config file.") from error
+    pictures = flatten(base.get_config("pictures"))
+    known = [name for name in flatten(base.get_config("texts")) if name in pictures]
+    have = flatten(config) if isinstance(config, ConfigDict) else {}
+    missing = [name for name in known if name not in have]
+    if missing:
+        raise UserError(str(path), f"get_config() gives no {missing[0]}", "Let it begin with base.get_config().")
     return config, path, variant
 
 

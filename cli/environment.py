@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data.cache import cache_root
 
+SILENCE = 60  # seconds without a sign of life after which a process of a run on several hosts counts as dead
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -52,7 +53,10 @@ def connect_hosts() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # JAX tells every single process in a Kubernetes pod what it would need
             jax.distributed.initialize(
-                num_processes=int(count) if count else None, process_id=int(number) if number else None
+                num_processes=int(count) if count else None,
+                process_id=int(number) if number else None,
+                heartbeat_timeout_seconds=SILENCE,
+                shutdown_timeout_seconds=SILENCE,
             )
     except ValueError:  # a run of one process: nothing names a coordinator
         if "JAX_COORDINATOR_ADDRESS" in os.environ:

@@ -44,6 +44,15 @@ def check_experiment(workdir: Path, config: ConfigDict) -> None:
         raise UserError(str(workdir), f"holds another experiment: {shown}", mend)
 
 
+def check_fingerprints(workdir: Path, fingerprints: dict[str, str]) -> None:
+    """Raises UserError if the run was started with other data, or another tokenizer, than these. Writes nothing."""
+    before = _about(workdir).get("fingerprints", {})
+    other = [name for name, now in fingerprints.items() if before.get(name, now) != now]
+    if other:
+        value = f"was started with other contents of {', '.join(other)} than there are now"
+        raise UserError(str(workdir), value, "Bring them back as they were, or give another --workdir.")
+
+
 class Lock:
     """Keeps a second process from training in the same folder; the kernel lets go of it when the process ends.
 
@@ -108,8 +117,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def describe_start(workdir: Path, step: int, facts: dict[str, Any]) -> dict[str, Any]:
     """What run.json says: of this start in full, of the earlier ones their time and step."""
-    path = workdir / "run.json"
-    starts = json.loads(path.read_text(encoding="utf-8")).get("starts", []) if path.is_file() else []
+    starts = _about(workdir).get("starts", [])
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -121,6 +129,15 @@ def describe_start(workdir: Path, step: int, facts: dict[str, Any]) -> dict[str,
         **facts,
         "starts": [*starts, {"time": now, "step": step}],
     }
+
+
+def _about(workdir: Path) -> dict[str, Any]:
+    """What run.json said so far; nothing if there is none, or none that can be read: it is told, not gone by."""
+    try:
+        about = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) else {}
 
 
 def _git_commit() -> str | None:

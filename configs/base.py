@@ -87,6 +87,10 @@ def get_config(reads: str = "texts") -> ConfigDict:
     config.train.best_metric = ""  # of an evaluation, such as accuracy or loss; its best checkpoint is kept as well
     config.train.patience = 0  # stop after so many evaluations without a better one; 0: never
     config.train.ema = 0.0  # an average of the parameters over steps, kept by this share, is what is evaluated; 0: none
+    config.train.bad_steps = 1  # the run ends when so many steps in a row have a loss or gradient that is not finite
+    # How often, instead of ending, or where the loss leaps, it goes back to its newest checkpoint, and on from there
+    # without the batches since then
+    config.train.rollbacks = 0
     config.train.histogram_every = 500  # histograms of parameters and gradients in TensorBoard; 0: none
 
     config.mesh = ConfigDict()

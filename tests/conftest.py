@@ -119,7 +119,9 @@ def check_step() -> Callable[..., None]:
         run = train.assemble(task.config, task)
         state = jax.eval_shape(lambda: run.fresh_state(run.phases[0]))
         batch = task.rows("train").load(np.arange(2), np.zeros(2, int))
-        totals = empty_totals(run.forward, state, batch, run.phases[0], task.config.train.histogram_every)
+        totals = empty_totals(
+            run.forward, state, batch, run.phases[0], histogram_every=task.config.train.histogram_every
+        )
         stepped, counted = jax.eval_shape(run.train_step(run.phases[0]), state, totals, batch)
 
         def kinds(tree):

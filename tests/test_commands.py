@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -159,59 +158,6 @@ def test_a_run_that_diverges_stops_with_status_3_and_names_step_and_records(smok
     printed = capsys.readouterr()
     assert "diverged" in printed.err and "of step " in printed.err and "records: [" in printed.err
     assert 20 not in Checkpoints(tmp_path / "run" / "checkpoints").steps()
-
-
-def losses_of(run: Path) -> np.ndarray:
-    return np.array([record["loss"] for record in metrics(run)])
-
-
-@pytest.mark.parametrize("position", ["learned", "rope"])
-def test_eight_devices_give_the_losses_of_one(smoke, tmp_path, position, command):
-    """Dropout included: its masks belong to the elements of the whole batch, not to a device."""
-    words = [*smoke, "--config.train.log_every=1", f"--config.model.position={position}"]
-    one, eight = tmp_path / "one", tmp_path / "eight"
-    assert train.main([*words, f"--workdir={one}"]) == 0
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
-    }
-    done = command(*words, f"--workdir={eight}", env=environment)
-    assert done.returncode == 0, done.stderr
-    assert "8 × cpu" in done.stdout
-    np.testing.assert_allclose(losses_of(one), losses_of(eight), rtol=1e-5)
-
-
-def test_two_processes_as_on_two_hosts_give_the_losses_of_one_and_only_the_first_writes(smoke, tmp_path):
-    words = [*smoke, "--config.train.log_every=1"]
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert train.main([*words, f"--workdir={one}"]) == 0
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    told = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *words, f"--workdir={two}"],
-            cwd=ROOT,
-            env=os.environ | told | {"JAX_PROCESS_ID": str(number)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert "2 × cpu" in outputs[0] and "step" not in outputs[1]
-    np.testing.assert_allclose(losses_of(one), losses_of(two), rtol=1e-5)
-    assert Checkpoints(two / "checkpoints").steps() == [10, 20]
-
-
-def test_a_batch_that_does_not_divide_over_the_devices_is_refused(smoke, tmp_path, command):
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    done = command(*smoke, "--config.train.batch_size=12", env=environment)
-    assert done.returncode == 2 and "batch_size" in done.stderr and "8 devices" in done.stderr
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("tokenizer", ["unigram:512", "bpe:512"])

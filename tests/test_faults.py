@@ -76,6 +76,67 @@ def test_a_run_without_any_whole_checkpoint_does_not_begin_at_zero(smoke, tmp_pa
         train.main(smoke)
 
 
+def test_verify_checkpoints_says_which_are_whole_and_trains_nothing(smoke, tmp_path, capsys):
+    with pytest.raises(UserError, match="has no checkpoint"):
+        train.main([*smoke, "--verify_checkpoints"])
+    assert not (tmp_path / "run").exists()
+    assert train.main(smoke) == 0
+    assert train.main([*smoke, "--verify_checkpoints"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == ["step 10: whole", "step 20: whole"]
+    damage(tmp_path / "run" / "checkpoints" / "10")
+    (tmp_path / "run" / "checkpoints" / "900").mkdir()
+    with pytest.raises(UserError, match="has a damaged checkpoint"):
+        train.main([*smoke, "--verify_checkpoints", "--config.train.steps=40"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3].startswith("step 10: damaged: ") and lines[-2:] == [
+        "step 20: whole",
+        "no checkpoint: 900 is empty",
+    ]
+
+
+def test_empty_and_foreign_folders_among_the_checkpoints_are_passed_over_and_told(smoke, tmp_path, capsys):
+    assert train.main(smoke) == 0
+    (tmp_path / "run" / "checkpoints" / "900").mkdir()
+    (tmp_path / "run" / "checkpoints" / "notes").mkdir()
+    assert train.main([*smoke, "--config.train.steps=21"]) == 0
+    printed = capsys.readouterr().out
+    assert "among the checkpoints 900 is empty: passed over" in printed
+    assert "among the checkpoints notes is none: passed over" in printed and "goes on at step 20" in printed
+
+
+@pytest.mark.parametrize("changed", ["train", "valid", "tokenizer"])
+def test_a_run_does_not_go_on_with_other_contents_of_what_it_was_started_with(smoke, corpus, tmp_path, changed):
+    texts = corpus.read_text().split("\n\n")
+    files = {name: tmp_path / f"{name}.txt" for name in ("train", "valid")}
+    files["train"].write_text("\n\n".join(texts[:300]))
+    files["valid"].write_text("\n\n".join(texts[300:]))
+    vocabulary = tmp_path / "vocab.txt"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({word for text in texts for word in text.split()})]
+    vocabulary.write_text("\n".join(pieces) + "\n")
+    words = [*smoke, *(f"--config.data.{name}=text:{path}" for name, path in files.items())]
+    words += [f"--config.data.tokenizer={vocabulary}", "--config.train.steps=5"]
+    assert train.main(words) == 0
+    if changed == "tokenizer":
+        vocabulary.write_text("\n".join([*pieces[:-2], pieces[-1], pieces[-2]]) + "\n")
+    else:
+        files[changed].write_text(files[changed].read_text() + "\n\none more")
+    told = "another experiment: data.vocabulary_hash" if changed == "tokenizer" else f"other contents of {changed}"
+    with pytest.raises(UserError, match=told):
+        train.main([*words, "--config.train.steps=6"])
+
+
+def test_a_second_signal_while_the_first_is_obeyed_changes_nothing(smoke, tmp_path):
+    process = start(smoke, "--config.train.steps=1000000", "--config.train.eval_every=0")
+    while not process.stdout.readline().startswith("step"):
+        pass
+    for _ in range(5):
+        process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 143, told
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    assert f"at step {checkpoints.newest_whole(print)}, saved" in told
+
+
 def test_a_signal_before_the_first_step_ends_the_run_at_once(smoke, tmp_path):
     process = start(smoke)
     assert process.stdout.readline().startswith("workdir:")

@@ -92,3 +92,33 @@ def test_only_one_room_knows_orbax():
 @pytest.mark.parametrize("path", files(), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_file_outgrows_its_reader(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
+
+
+RUNS_CODE = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "imp", "runpy"}
+# The one file that is code: the experiment, which train.py alone runs.
+RUNS_A_CONFIG = "cli/config.py"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_nothing_that_is_read_can_run_code(path):
+    """No pickle, no import by a string, no eval: config.json, checkpoints, weights and data are data."""
+    name = path.relative_to(ROOT).as_posix()
+    assert not {module.split(".")[0] for module in imports(path)} & RUNS_CODE, name
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        called = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+        assert not (isinstance(node.func, ast.Name) and called in ("eval", "exec", "__import__")), (
+            f"{name}:{node.lineno}: {called}"
+        )
+        if called in ("import_module", "exec_module", "spec_from_file_location", "module_from_spec"):
+            assert name == RUNS_A_CONFIG, f"{name}:{node.lineno}: {called}"
+        if called == "load" and ast.unparse(node.func) in ("np.load", "numpy.load"):
+            given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            assert given.get("allow_pickle", "False") == "False", f"{name}:{node.lineno}: np.load of pickles"
+
+
+def test_no_command_but_train_runs_a_config():
+    """eval.py, predict.py and convert.py read config.json."""
+    for command in ("eval", "predict"):
+        assert not any("from_command_line" in line for line in (ROOT / f"{command}.py").read_text().splitlines())

@@ -182,6 +182,28 @@ class Checkpoints:
         ]
         return sorted(int(path.name) for path in found)
 
+    def strangers(self) -> list[str]:
+        """What lies among the checkpoints and is none, each with what it looks like."""
+        found = []
+        for path in sorted(self.folder.iterdir()) if self.folder.is_dir() else ():
+            if path.name.isdigit() and path.is_dir() and not any(path.iterdir()):
+                found.append(f"{path.name} is empty")
+            elif not path.name.isdigit() and not path.name.startswith(DAMAGED) and not path.name.endswith(SAVING):
+                found.append(f"{path.name} is none")
+        return found
+
+    def report(self, say: Callable[[str], None]) -> None:
+        """Says of each checkpoint whether it is whole; raises UserError if one is not, or if there is none."""
+        complaints = {step: self.complaint(step) for step in self.steps()}
+        for step, complaint in complaints.items():
+            say(f"step {step}: {f'damaged: {complaint}' if complaint else 'whole'}")
+        for stranger in self.strangers():
+            say(f"no checkpoint: {stranger}")
+        if not complaints or any(complaints.values()):
+            value = "has a damaged checkpoint" if complaints else "has no checkpoint"
+            mend = "train.py goes on from the newest that is whole." if not all(complaints.values()) else "Begin anew."
+            raise UserError("--workdir", f"{self.folder.parent} {value}", mend)
+
     def complaint(self, step: int) -> str:
         """What is wrong with the checkpoint of a step; empty if it is whole."""
         folder = self.folder / str(step)
@@ -211,6 +233,8 @@ class Checkpoints:
             own = self.folder / path.name.removesuffix(REPLACED)
             if not own.exists():  # killed between the two moves
                 path.rename(own)
+        for stranger in self.strangers() if set_aside else ():
+            log(f"among the checkpoints {stranger}: passed over")
         steps = self.steps()
         for step in reversed(steps):
             reason = self.complaint(step)

@@ -28,10 +28,21 @@ class Logbook:
         self._quiet = quiet
         if quiet:
             return
-        path = workdir / "metrics.jsonl"
+        self._workdir = workdir
+        self._open(step)
+
+    def _open(self, step: int) -> None:
+        path = self._workdir / "metrics.jsonl"
         _cut_back(path, step)
         self._file = path.open("a", encoding="utf-8")
-        self._writer = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+        events = str(self._workdir / "tensorboard")
+        self._writer = tensorboardX.SummaryWriter(events, purge_step=step + 1 if step else None)
+
+    def go_back(self, step: int) -> None:
+        """Takes out the records of later steps."""
+        if not self._quiet:
+            self.close()
+            self._open(step)
 
     def scalars(self, step: int, split: str, values: dict[str, float]) -> None:
         """One record; TensorBoard gets each value under `split/name`. What is not finite becomes null in JSON."""

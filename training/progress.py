@@ -49,6 +49,11 @@ class Progress:
         elif not self._quiet:
             print(line, file=self._stream, flush=True)
 
+    def go_back(self, step: int) -> None:
+        """The run goes on from an earlier step."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()

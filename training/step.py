@@ -22,7 +22,6 @@ Sums = dict[str, jax.Array]
 Forward = Callable[[Tree, Tree, Tree, jax.Array | None], tuple[Sums, Tree]]
 
 HISTOGRAM_BINS = 64
-NEVER = -1
 
 
 def create_state(params: Tree, model_state: Tree, optimizer: PhaseOptimizer, averaged: bool = False) -> Tree:
@@ -54,7 +53,8 @@ def make_train_step(
 ) -> Callable[[Tree, Tree, Tree], tuple[Tree, Tree]]:
     """`step(state, totals, batch) -> (state, totals)`, to be jitted with the state donated.
 
-    A step whose loss or gradient is not finite leaves parameters and optimizer as they were; `totals` tells of it.
+    A step whose loss or gradient is not finite leaves parameters and optimizer as they were; `totals` has a NaN in the
+    place of its loss.
     What the optimizer's phase freezes is a constant of the step: it passes through, and nothing is computed for it.
 
     Args:
@@ -103,8 +103,9 @@ def make_train_step(
 
         new_totals = {
             "sums": jax.tree.map(lambda total, x: total + jnp.where(finite, x, 0), totals["sums"], sums),
-            "bad_steps": totals["bad_steps"] + jnp.where(finite, 0, 1),
-            "first_bad_step": jnp.where(finite | (totals["first_bad_step"] != NEVER), totals["first_bad_step"], number),
+            "losses": totals["losses"]
+            .at[number % totals["losses"].size]
+            .set(jnp.where(finite, sums["loss"] / weight, jnp.nan)),
             "learning_rate": rate,
             "gradient_norm": norm,
         }
@@ -117,13 +118,18 @@ def make_train_step(
     return step
 
 
-def empty_totals(forward: Forward, state: Tree, batch: Tree, phase: Phase, histogram_every: int = 0) -> Tree:
-    """The totals before the first step of an interval, on the host; `batch` and `state` give shapes alone."""
+def empty_totals(
+    forward: Forward, state: Tree, batch: Tree, phase: Phase, log_every: int = 50, histogram_every: int = 0
+) -> Tree:
+    """The totals before the first step of an interval, on the host; `batch` and `state` give shapes alone.
+
+    Args:
+        log_every: the most steps of an interval; of so many is each one's loss kept, at its number modulo `log_every`.
+    """
     sums, _ = jax.eval_shape(forward, state["params"], state.get("model_state", {}), batch, jax.random.key(0))
     totals = {
         "sums": jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums),
-        "bad_steps": jnp.zeros((), jnp.int32),
-        "first_bad_step": jnp.full((), NEVER, jnp.int32),
+        "losses": jnp.zeros(log_every),
     }
     totals |= {name: jnp.zeros(()) for name in ("learning_rate", "gradient_norm")}
     if histogram_every:
@@ -131,6 +137,11 @@ def empty_totals(forward: Forward, state: Tree, batch: Tree, phase: Phase, histo
         counted = jax.eval_shape(_histograms, {"parameters": state["params"], "gradients": trained})
         totals["histograms"] = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), counted)
     return totals
+
+
+def all_finite(tree: Tree) -> jax.Array:
+    """Whether every number of the tree is finite."""
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def make_eval_step(forward: Callable[..., tuple[Any, Tree]]) -> Callable[[Tree, Tree], tuple[Sums, Tree]]:

@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import time
 
 import grain
 import numpy as np
@@ -90,6 +92,25 @@ def test_batches_are_the_same_from_worker_processes():
     workers = grain.MultiprocessingOptions(num_workers=2)
     iterator = iter(batches.dataset.to_iter_dataset().mp_prefetch(workers))
     assert same([next(iterator)[1] for _ in range(5)], expected)
+
+
+def test_what_goes_wrong_in_the_reading_thread_is_raised_at_its_batch_and_nothing_hangs():
+    rows = numbered(21)
+
+    def load(chosen, epochs):
+        if 17 in chosen:
+            raise OSError("the disk is gone")
+        return rows.load(chosen, epochs)
+
+    batches = TrainBatches(dataclasses.replace(rows, load=load), 4, seed=3)
+    reading = TrainBatches(rows, 4, seed=3)
+    order = [next(reading)[0] for _ in range(6)]
+    good = next(number for number, chosen in enumerate(order) if 17 in chosen)
+    started = time.monotonic()
+    assert len(take(batches, good)) == good
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(batches)
+    assert time.monotonic() - started < 5
 
 
 def test_an_evaluation_sees_every_row_once_and_fills_the_last_batch_with_nothing():

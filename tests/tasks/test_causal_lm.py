@@ -43,7 +43,7 @@ def test_every_variant_takes_a_step_that_keeps_shapes_and_float32_parameters(cor
     """By shapes alone, nothing is computed; base computes in bfloat16."""
     words = ["train.py", f"--config=configs/gpt_lm.py:{variant}", f"--config.data.train=text:{corpus}"]
     tokenizer = [] if variant == "shakespeare_char" else ["--config.data.tokenizer=bpe:512"]
-    config, _, _ = configs.from_command_line([*words, *tokenizer], "")
+    config, *_ = configs.from_command_line([*words, *tokenizer], "")
     task = CausalLM.create(config, lambda line: None)
     check_step(task)
 

@@ -36,7 +36,7 @@ def test_the_sizes_that_follow_from_the_data_are_resolved_into_the_config(task):
 def test_every_variant_takes_a_step_that_keeps_shapes_and_float32_parameters(corpus, variant, check_step):
     """By shapes alone, nothing is computed; base computes in bfloat16."""
     words = ["train.py", f"--config=configs/bert_mlm.py:{variant}", f"--config.data.train=text:{corpus}"]
-    config, _, _ = configs.from_command_line([*words, "--config.data.tokenizer=wordpiece:128"], "")
+    config, *_ = configs.from_command_line([*words, "--config.data.tokenizer=wordpiece:128"], "")
     task = MaskedLM.create(config, lambda line: None)
     check_step(task)
 

@@ -50,7 +50,7 @@ def test_every_variant_takes_a_step_that_keeps_shapes_and_float32_parameters(pai
     """By shapes alone, nothing is computed; base computes in bfloat16."""
     words = ["train.py", f"--config=configs/transformer_mt.py:{variant}", f"--config.data.train=tsv:{pairs}"]
     words += ["--config.data.source=en", "--config.data.target=de", "--config.data.tokenizer=unigram:512"]
-    config, _, _ = configs.from_command_line([*words], "")
+    config, *_ = configs.from_command_line([*words], "")
     task = Seq2Seq.create(config, lambda line: None)
     check_step(task)
 

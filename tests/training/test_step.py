@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from training.phases import PhaseOptimizer, make_phases
-from training.step import NEVER, create_state, empty_totals, evaluate, make_eval_step, make_train_step
+from training.step import all_finite, create_state, empty_totals, evaluate, make_eval_step, make_train_step
 
 PARAMS = {"kernel": jnp.linspace(-1.0, 1.0, 6).reshape(3, 2), "bias": jnp.zeros(2)}
 
@@ -35,7 +35,7 @@ def run(batches, **settings):
     train_step = make_train_step(forward, optimizer, lambda step: 0.1, seed=0, **settings)
     step = jax.jit(lambda *arguments: traced.append(1) or train_step(*arguments))
     state = create_state(PARAMS, {}, optimizer)
-    totals = empty_totals(forward, state, batches[0], optimizer.phase, histogram_every)
+    totals = empty_totals(forward, state, batches[0], optimizer.phase, log_every=4, histogram_every=histogram_every)
     for rows in batches:
         state, totals = step(state, totals, rows)
     assert len(traced) == 1, "one compilation for all steps"
@@ -93,17 +93,29 @@ def test_a_step_that_is_not_finite_leaves_parameters_and_optimizer_untouched(poi
         np.testing.assert_array_equal(a, b)
     for a, b in zip(jax.tree.leaves(before["opt_state"]), jax.tree.leaves(after["opt_state"]), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert int(totals["first_bad_step"]) == 1 and int(totals["bad_steps"]) == 1
+    assert np.isnan(totals["losses"]).tolist() == [False, True, False, False]
     assert np.isfinite(float(totals["sums"]["loss"]))
 
 
-def test_the_first_of_several_bad_steps_is_named():
+def test_the_loss_of_every_step_is_kept_at_its_place_and_those_left_out_are_nan():
     bad = batch()
     bad["x"] = bad["x"].at[0, 0].set(np.nan)
-    _, totals = run([batch(), bad, batch(), bad])
-    assert int(totals["first_bad_step"]) == 1 and int(totals["bad_steps"]) == 2
-    _, totals = run([batch()])
-    assert int(totals["first_bad_step"]) == NEVER
+    good = [batch(seed=seed) for seed in range(3)]
+    _, totals = run([good[0], bad, good[1], bad, good[2]])
+    losses = np.asarray(totals["losses"])
+    assert np.isnan(losses).tolist() == [False, True, False, True], "step 4 stands where step 0 stood"
+    means = []
+    for count in (1, 3, 5):
+        after, _ = run([good[0], bad, good[1], bad, good[2]][: count - 1] or [bad])
+        sums, _ = forward(after["params"], {}, good[count // 2], None)
+        means.append(float(sums["loss"] / sums["weight"]))
+    assert losses[[0, 2]].tolist() == pytest.approx([means[2], means[1]], rel=1e-5)
+
+
+def test_one_number_that_is_not_finite_is_found_among_all():
+    tree = {"a": jnp.ones((3, 2)), "b": {"c": jnp.arange(4)}}
+    assert bool(all_finite(tree))
+    assert not bool(all_finite({**tree, "d": jnp.array([1.0, np.inf])}))
 
 
 def test_a_batch_of_weight_zero_changes_nothing_and_is_no_division_by_zero():
@@ -114,7 +126,7 @@ def test_a_batch_of_weight_zero_changes_nothing_and_is_no_division_by_zero():
     state = create_state(PARAMS, {}, optimizer)
     new, totals = step(state, empty_totals(forward, state, empty, optimizer.phase), empty)
     np.testing.assert_array_equal(new["params"]["kernel"], PARAMS["kernel"])
-    assert int(totals["first_bad_step"]) == NEVER
+    assert np.isfinite(totals["losses"]).all()
 
 
 def test_histograms_count_every_parameter_at_their_step_and_stay_until_the_next():
