@@ -1,9 +1,9 @@
 """What a user may get wrong, each in a process of its own: status 2, at most three lines, no traceback, in seconds.
 
-    python -m benchmarks.malformed [--only=PART_OF_A_NAME] [--seconds=5]
+    python -m benchmarks.malformed [--only=PART_OF_A_NAME] [--limit=0] [--seconds=5]
 
 Over every command and every format of file: configs, texts, tables, pairs, pictures, tokenizers, foreign weights, runs.
-One line a case, and one JSON object at the end.
+One line a case, and one JSON object at the end. `limit` takes so many of the cases, from all over them; 0 all.
 """
 
 import concurrent.futures
@@ -24,7 +24,7 @@ from PIL import Image
 
 from cli import commandline
 
-FLAGS: dict[str, Any] = {"only": "", "seconds": 5.0}
+FLAGS: dict[str, Any] = {"only": "", "limit": 0, "seconds": 5.0}
 ROOT = Path(__file__).parent.parent
 TEXT = "\n\n".join(f"the {a} sees the {b}" for a in ("king", "queen", "river") for b in ("ship", "letter", "horse"))
 MLM, CLASSIFY, PICTURES = (
@@ -36,28 +36,34 @@ Words = list[str]
 
 def main(argv: list[str]) -> int:
     flags = commandline.parse(argv, FLAGS, __doc__ or "")
+    verdicts = try_all(**flags)
+    print(json.dumps({"benchmark": "malformed", **flags, "good": sum(verdicts), "of": len(verdicts)}))
+    return 0 if all(verdicts) else 1
+
+
+def try_all(only: str = "", limit: int = 0, seconds: float = 5.0) -> list[bool]:
+    """Whether each case went well; prints a line for each."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         environment = os.environ | {"ROOTSTOCK_CACHE": str(folder / "cache")}
         prepare(folder, environment)
-        chosen = {name: words for name, words in cases(folder).items() if flags["only"] in name}
+        chosen = [item for item in cases(folder).items() if only in item[0]]
+        chosen = chosen[:: max(1, len(chosen) // limit)][:limit] if limit else chosen
 
         def judge(item: tuple[str, Words]) -> bool:
             name, words = item
             started = time.perf_counter()
             done = run(words, environment)
-            seconds = time.perf_counter() - started
+            took = time.perf_counter() - started
             lines = done.stderr.strip().splitlines()
             good = done.returncode == 2 and 1 <= len(lines) <= 3 and "Traceback" not in done.stderr
-            quick = seconds <= flags["seconds"]
+            quick = took <= seconds
             verdict = "good" if good and quick else f"BAD: status {done.returncode}, {len(lines)} lines"
-            print(f"{name:44} {seconds:4.1f} s  {verdict}  {' / '.join(lines[:2])[:150]}", flush=True)
+            print(f"{name:44} {took:4.1f} s  {verdict}  {' / '.join(lines[:2])[:150]}", flush=True)
             return good and quick
 
         with concurrent.futures.ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool:
-            verdicts = list(pool.map(judge, chosen.items()))
-    print(json.dumps({"benchmark": "malformed", **flags, "good": sum(verdicts), "of": len(verdicts)}))
-    return 0 if all(verdicts) else 1
+            return list(pool.map(judge, chosen))
 
 
 def run(words: Words, environment: dict[str, str]) -> subprocess.CompletedProcess:
