@@ -5,8 +5,8 @@
 Small runs of every kind of task, in processes of their own. Every kill is a SIGKILL, at least a quarter of them while a
 checkpoint is being written; in the end a run has been killed several times, and its parameters must be those, to the
 bit, of one that was not. Damage is a flipped bit, a cut or a missing file, in the newest of several checkpoints: it
-must be found, and the one before be used. `malformed` is how many of the mistakes of benchmarks/malformed.py are made, 0
-for all. `long` is 200 kills and 1,000 damages. One line a fault, then a table and a JSON object.
+must be found, and the one before be used. `malformed` is how many mistakes of benchmarks/malformed.py are made, 0 for
+all. `long` is 200 kills and 1,000 damages. One line a fault, then a table and a JSON object.
 """
 
 import hashlib
@@ -147,7 +147,7 @@ class _Bench:
             if early and time.perf_counter() - begun > latest:
                 break
             if not early and len(seen) >= save and (saving or not in_save):
-                time.sleep(self.chance.uniform(0, 0.002 if in_save else 0.1))
+                time.sleep(self.chance.uniform(0, 0.002 if in_save else 0.5))
                 break
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
