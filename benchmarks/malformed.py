@@ -184,6 +184,9 @@ def cases(folder: Path) -> dict[str, Words]:
     found["config: none"] = ["train.py"]
     found["config: no such variant"] = ["train.py", "--config=configs/bert_mlm.py:giant", out]
     found["workdir: a foreign folder"] = ["train.py", MLM, text, f"--workdir={folder / 'pets'}"]
+    found["workdir: a name too long"] = ["train.py", MLM, text, f"--workdir={folder / ('x' * 300)}"]
+    found["eval.py: a name too long"] = ["eval.py", f"--workdir={'x' * 300}"]
+    found["init_from: a name too long"] = ["train.py", MLM, text, out, f"--config.init_from={'x' * 300}?"]
     found["workdir: a file"] = ["train.py", MLM, text, f"--workdir={folder / 'words.txt'}"]
     found["workdir: another experiment"] = [
         "train.py",

@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import errno
 import math
 import re
 import sys
@@ -25,6 +26,13 @@ def run(main: Callable[[list[str]], int]) -> None:
     except BrokenPipeError:  # the reader of our output, `head` say, has had enough
         sys.stderr.close()
         status = 0
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(
+            UserError(f"{str(error.filename)[:60]!r}…", "is too long for a file's name", "Shorten it."), file=sys.stderr
+        )
+        status = 2
     sys.exit(status)
 
 
@@ -52,7 +60,7 @@ def parse(argv: Sequence[str], defaults: dict[str, Any], usage: str) -> dict[str
         near = difflib.get_close_matches(error.flagname, defaults, n=1, cutoff=0.5)
         mend = f"Did you mean --{near[0]}?" if near else "--help lists the flags."
         raise UserError(f"--{error.flagname}", "no such flag", mend) from error
-    except (flags.Error, UnicodeDecodeError) as error:  # this one of a --flagfile, which absl reads
+    except (flags.Error, ValueError) as error:  # the second of a --flagfile that is no text, which absl reads
         raise _flag_error(str(error), defaults) from error
     if rest:
         mend = "Give every value with its flag: --name=value."
@@ -136,10 +144,12 @@ def _parse_tuple(text: str) -> tuple[Any, ...]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether config.json can hold a value: no bytes, sets, complex or infinite numbers, no keys."""
+    """Whether a value is of texts and numbers, which config.json can hold, none of them infinite or beyond 64 bits."""
     if isinstance(value, (tuple, list)):
         return all(map(_is_plain, value))
-    return isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
+    if isinstance(value, int):
+        return abs(value) < 2**63
+    return isinstance(value, str) or (isinstance(value, float) and math.isfinite(value))
 
 
 PARSERS: dict[type, Callable[[str], Any]] = {

@@ -5,6 +5,7 @@ The first that applies: the checkpoint of the run's own workdir, `config.init_fr
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def open_origin(config: ConfigDict, workdir: Path, given: set[str], log: Callabl
 
 def find_folder(name: str, field: str) -> Path:
     """The folder that `hf:NAME` was downloaded to, or the one that is named."""
-    return download(name.removeprefix(HUB), field) if name.startswith(HUB) else Path(name).expanduser()
+    return download(name.removeprefix(HUB), field) if name.startswith(HUB) else Path(os.path.expanduser(name))
 
 
 def describe(origin: Origin, account: parameters.Account) -> str:

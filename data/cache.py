@@ -12,7 +12,7 @@ from errors import UserError
 
 def cache_root() -> Path:
     """`$ROOTSTOCK_CACHE`, by default `~/.cache/rootstock`."""
-    return Path(os.environ.get("ROOTSTOCK_CACHE") or "~/.cache/rootstock").expanduser().resolve()
+    return Path(os.path.expanduser(os.environ.get("ROOTSTOCK_CACHE") or "~/.cache/rootstock")).resolve()
 
 
 def fingerprint(*parts: str | bytes | int) -> str:

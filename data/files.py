@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import mmap
+import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
@@ -45,9 +46,9 @@ def open_files(kind: str, pattern: str, text: str, document: str, field: str) ->
     """
     if not pattern:
         raise UserError(field, f"{kind}: names no file", f"Give a path or a glob: {kind}:PATH")
-    path = Path(pattern).expanduser()
+    path = Path(os.path.expanduser(pattern))  # unlike Path.expanduser it leaves an unknown ~user as it is
     paths = [path]
-    if glob.has_magic(pattern) and not path.is_file():
+    if glob.has_magic(pattern) and not os.path.isfile(path):
         paths = [found for name in sorted(glob.glob(str(path), recursive=True)) if not (found := Path(name)).is_dir()]
     if not paths:
         raise UserError(field, f"no file matches {pattern}", "Check the path; put a glob in quotes.")

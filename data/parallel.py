@@ -1,7 +1,9 @@
 """Two files whose lines belong together, `parallel:train.zh,train.en`: the languages are what the names end with."""
 
+import codecs
 import functools
 import gzip
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ def open_parallel(rest: str, text: str, document: str, field: str) -> "Lines":
         UserError: these are not two files, or none of them has this language, or they do not have as many lines, or a
             line is empty.
     """
-    paths = [Path(path.strip()).expanduser() for path in rest.split(",")]
+    paths = [Path(os.path.expanduser(path.strip())) for path in rest.split(",")]
     if len(paths) != 2 or not all(rest.split(",")):
         raise UserError(field, f"parallel:{rest}", "Give two files with a comma between: parallel:train.zh,train.en")
     names = [path.name.removesuffix(".gz").rpartition(".")[2] for path in paths]
@@ -57,7 +59,7 @@ class Lines:
             if not line:
                 raise UserError(f"{file.path}:{index + 1}", "is empty", "Leave the pair out of both files.")
         record = dict(zip(self._languages, lines, strict=True))
-        return {"text": record[self._text], **record}
+        return {**record, "text": record[self._text]}
 
     def where(self, index: int) -> str:
         return f"{self._files[self._languages.index(self._text)].path}:{index + 1}"
@@ -70,10 +72,11 @@ class _File:
         self.path = path
         try:
             content = path.read_bytes()
-            self._content = gzip.decompress(content) if path.suffix == ".gz" else content
+            content = gzip.decompress(content) if path.suffix == ".gz" else content
         except (OSError, EOFError, zlib.error) as error:
             why = getattr(error, "strerror", None) or error
             raise UserError(field, f"{path} ({why})", "Name two text files, plain or .gz.") from error
+        self._content = content.removeprefix(codecs.BOM_UTF8)
         if not self._content:
             raise UserError(str(path), "is empty", "Name a file with text in it.")
         self.fingerprint = fingerprint(self._content)

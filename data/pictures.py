@@ -6,6 +6,7 @@ path of a file or its bytes; and the label as it stands. Decoding, all of them t
 
 import functools
 import hashlib
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -84,7 +85,7 @@ class ArrayPictures:
 
 def open_npz(rest: str, image: str, label: str, field: str) -> ArrayPictures:
     """A NumPy archive with the pictures in one array and the labels, whole numbers from 0 or texts, in another."""
-    path = Path(rest).expanduser()
+    path = Path(os.path.expanduser(rest))
     try:
         opened = np.load(path, allow_pickle=False)
         if isinstance(opened, np.ndarray):
@@ -163,9 +164,9 @@ class FolderPictures:
 
 def open_folder(rest: str, image: str, label: str, field: str) -> FolderPictures:
     """One folder a class, with its pictures in it, however deep."""
-    root = Path(rest).expanduser()
-    if not root.is_dir():
-        if root.is_file():
+    root = Path(os.path.expanduser(rest))
+    if not os.path.isdir(root):
+        if os.path.isfile(root):
             archive = root.suffix.lower() in ARCHIVES
             mend = "Unpack it, and name the folder." if archive else "Name the folder that holds a folder a class."
             raise UserError(field, f"{root} is {'an archive' if archive else 'a file'}, not a folder", mend)

@@ -71,6 +71,8 @@ def choose_kind(spec: str, kinds: Iterable[str], embedded: Sequence[str], field:
     """
     known = list(kinds)
     kind, colon, rest = spec.partition(":")
+    if "\0" in spec:
+        raise UserError(field, repr(spec), "Give a path without the null character.")
     if kind in known and (bool(colon) == (kind not in embedded)):
         return kind, rest
     if "/" in kind or (not colon and "." in kind):

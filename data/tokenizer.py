@@ -9,6 +9,7 @@ import difflib
 import functools
 import io
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,8 @@ PIECES = "pieces.json"  # beside a SentencePiece model whose pieces have other i
 CHARACTERS = "char"  # the kind without a number of pieces
 VERSION = 2  # of the training: raise it when the same text gives other pieces
 SMALLEST = {"wordpiece": 64, "unigram": 512, "bpe": 512}  # SentencePiece holds the 256 bytes as pieces
+MOST_IDS = 2**22  # an embedding has a row for each id, also for those that no piece has
+PROBE = "a b [MASK]\n我 \U0010fffd"  # known and unknown: what is wrong with a tokenizer may show at the first text
 COVERAGE = 0.9999  # of WordPiece's training text: of many characters the rarest stay out of the vocabulary
 IDEOGRAPH = re.compile("[\u2e80-\u2fdf\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
@@ -59,6 +62,8 @@ class Tokenizer(abc.ABC):
         self.vocabulary_hash = fingerprint(*pieces)  # what a model's embedding rows mean
         self._pieces = pieces
         self._is_special = np.isin(np.arange(len(pieces)), self.special_ids)
+        if self._is_special.all():
+            raise UserError(field, f"{name} has specials alone", "Give a tokenizer with pieces of text.")
 
     def encode_batch(self, texts: Sequence[str], keep_mask: bool = False) -> list[np.ndarray]:
         """The ids of each text, int32, without [CLS] and [SEP].
@@ -125,6 +130,8 @@ class WordPiece(Tokenizer):
         self._content = backend.to_str(pretty=True)
         self._about = json.loads(self._content)
         ids = backend.get_vocab()
+        if max(ids.values(), default=-1) >= MOST_IDS:
+            raise ValueError(f"a piece has the id {max(ids.values())}")
         pieces = [""] * (max(ids.values(), default=-1) + 1)
         for piece, id in ids.items():
             pieces[id] = piece
@@ -239,7 +246,7 @@ def make_tokenizer(spec: str, source: Source, log: Callable[[str], None] = print
             )
         )
     if kind not in KINDS:
-        near = difflib.get_close_matches(kind, KINDS, n=1) if colon and not Path(spec).exists() else []
+        near = difflib.get_close_matches(kind, KINDS, n=1) if colon and not os.path.exists(spec) else []
         if near:
             raise UserError(field, repr(spec), f"Did you mean {near[0]}:{number}?")
         return load_tokenizer(spec, field)
@@ -265,30 +272,41 @@ def make_tokenizer(spec: str, source: Source, log: Callable[[str], None] = print
 def load_tokenizer(path: Path | str, field: str = FIELD) -> Tokenizer:
     """From tokenizer.json, vocab.txt or a SentencePiece .model, or a folder that holds one of them (in this order)."""
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         found = [path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()]
         found += sorted(path.glob("*.model"))
         if not found:
             raise UserError(field, f"{path} holds no tokenizer", "Name a tokenizer.json, vocab.txt or .model.")
         path = found[0]
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, also of a name that is too long for one
         trained = ", ".join([*(f"{kind}:N" for kind in KINDS), CHARACTERS])
         mend = f"Give {trained}, or the path of a tokenizer.json, vocab.txt or .model."
         raise UserError(field, f"no file {path}", mend)
     try:
-        if path.suffix == ".model":
-            numbered = path.with_name(PIECES)
-            pieces = json.loads(numbered.read_text(encoding="utf-8")) if numbered.is_file() else None
-            return SentencePiece(path.read_bytes(), str(path), field, pieces)
-        if path.suffix == ".txt":
-            pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-            return WordPiece(_bert_backend(pieces, _settings(path)), str(path), field)
-        return WordPiece(tokenizers.Tokenizer.from_file(str(path)), str(path), field)
+        tokenizer = _read(path, field)
+        tokenizer.decode(tokenizer.encode_batch([PROBE])[0])
     except UserError:
         raise
-    except Exception as error:  # both libraries raise what they like on a file that is something else
+    except BaseException as error:  # both libraries raise what they like on a file that is something else
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's, which is none
+            raise
         mend = "Give a tokenizer.json, vocab.txt or SentencePiece .model."
         raise UserError(field, f"{path} is no tokenizer ({str(error)[:100]})", mend) from error
+    return tokenizer
+
+
+def _read(path: Path, field: str) -> Tokenizer:
+    """What the file's name says that it is; raises anything for another file."""
+    if path.suffix == ".model":
+        numbered = path.with_name(PIECES)
+        pieces = json.loads(numbered.read_text(encoding="utf-8")) if numbered.is_file() else None
+        if pieces is not None and not (isinstance(pieces, list) and all(isinstance(piece, str) for piece in pieces)):
+            raise ValueError(f"{PIECES} is no list of pieces")
+        return SentencePiece(path.read_bytes(), str(path), field, pieces)
+    if path.suffix == ".txt":
+        pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        return WordPiece(_bert_backend(pieces, _settings(path)), str(path), field)
+    return WordPiece(tokenizers.Tokenizer.from_file(str(path)), str(path), field)
 
 
 def _settings(path: Path) -> dict[str, Any]:

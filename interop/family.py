@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from data.labels import LARGEST
 from data.tokenizer import Tokenizer
 from errors import UserError
 from models import MODELS, parameters
@@ -91,7 +92,8 @@ class Family:
                 model[name] is None and default == 0 and default is not False
             ):  # null stands for what follows from other options
                 model[name] = default
-            if model[name] != default and not _fits(model[name], default):
+            silent = type(model[name]) is type(default) and model[name] == default  # 12.0 and False are no 12 and 0
+            if not silent and not _fits(model[name], default):
                 raise refuse(option, model[name], f"Mend it: it must be {KINDS.get(type(default), KINDS[int])}.")
             if isinstance(model[name], list):
                 model[name] = tuple(model[name])  # which hashes
@@ -250,5 +252,5 @@ def _fits(value: Any, default: Any) -> bool:
     if isinstance(default, str):
         return isinstance(value, str)
     if isinstance(default, float):
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
     return type(value) is int and value > 0

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -81,7 +82,7 @@ def open_folder(folder: Path, field: str = "config.init_from") -> ForeignModel:
     Raises:
         UserError: the folder lacks something, holds a model that we do not compute exactly, or is broken.
     """
-    folder = folder.expanduser()
+    folder = Path(os.path.expanduser(folder))  # which, unlike Path.expanduser, leaves an unknown ~user as it is
     config_path = folder / "config.json"
     about = _read_json(config_path, field)
     family = _family(about, config_path, field)
@@ -278,8 +279,9 @@ def _open_tokenizer(folder: Path, about: Mapping[str, Any], family: Family, fiel
         if kind.removesuffix("Fast") != "BertTokenizer":
             raise UserError(field, f"{folder} has a {kind} and no tokenizer.json", mend)
         added = settings.get("added_tokens_decoder")  # by id; most of them stand in vocab.txt as well
-        ids = [int(id) for id in added if id.isdecimal()] if isinstance(added, dict) else []
-        if (folder / "added_tokens.json").is_file() or max(ids, default=0) >= tokenizer.vocab_size:
+        ids = [id for id in added if id.isdecimal()] if isinstance(added, dict) else []
+        more = any(len(id) > 9 or int(id) >= tokenizer.vocab_size for id in ids)
+        if (folder / "added_tokens.json").is_file() or more:
             value = f"{folder} has pieces that are not in its vocab.txt, and no tokenizer.json"
             raise UserError(field, value, "Where transformers is, save its AutoTokenizer anew.")
     return tokenizer
@@ -304,6 +306,7 @@ def _read_labels(about: Mapping[str, Any], head: str, path: Path, field: str) ->
     named = about.get("id2label") or {}
     try:
         by_id = {int(id): str(label) for id, label in named.items()}
+        "".join(by_id.values()).encode("utf-8")  # raises for half a character, which JSON's escapes can write
     except (AttributeError, ValueError):
         by_id = {-1: ""}
     if head == "image_classification":  # ImageNet, which most models of pictures know, has two kinds of "crane"
@@ -341,7 +344,7 @@ def write_whole(target: Path, fill: Callable[[Path], None]) -> None:
     Raises:
         UserError: there is something in it already, or it cannot be written.
     """
-    target = target.expanduser()
+    target = Path(os.path.expanduser(target))
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError("--to", f"{target} is there already", "Name a folder that is empty or not there yet.")
     scratch = None

@@ -29,16 +29,21 @@ def _open_tokenizers(folder: Path, field: str) -> tuple[Tokenizer, Tokenizer]:
     """
     try:
         ids = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        if not isinstance(ids, dict):
+            raise ValueError("it holds no JSON object")
         pieces = sorted(ids, key=ids.__getitem__)
         models = [(folder / name).read_bytes() for name in ("source.spm", "target.spm")]
         if sorted(ids.values()) != list(range(len(ids))):
             raise ValueError("its ids have gaps")
+        source, target = (SentencePiece(model, str(folder), field, pieces) for model in models)
     except OSError as error:
         mend = "Download the whole folder: vocab.json, source.spm and target.spm."
         raise UserError(field, f"{error.filename} ({error.strerror})", mend) from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(field, f"{folder / 'vocab.json'} ({error})", "Download it again.") from error
-    source, target = (SentencePiece(model, str(folder), field, pieces) for model in models)
+    except RuntimeError as error:  # of the library, on what is no model
+        value = f"{folder}: source.spm or target.spm ({error})"
+        raise UserError(field, value, "Download both again.") from error
     return source, target
 
 

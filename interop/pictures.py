@@ -1,10 +1,10 @@
 """What pictures are normalised by, in Hugging Face's preprocessor_config.json."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data.labels import LARGEST
 from errors import UserError
 
 FILE = "preprocessor_config.json"
@@ -28,7 +28,10 @@ def read_normalization(
         option = "rescale_factor" if _said(about, "do_rescale", True) is True else "do_rescale"
         mend = "Choose a model whose pixels are multiplied by 1/255 and then normalised: no other is computed."
         raise UserError(field, f"{path}: {option} is {about[option]!r}", mend)
-    if _said(about, "do_normalize", True) is not True:
+    normalize = _said(about, "do_normalize", True)
+    if not isinstance(normalize, bool):
+        raise UserError(field, f"{path}: do_normalize is {normalize!r}", "Mend it: true or false.")
+    if not normalize:
         return (0.0,) * channels, (1.0,) * channels
     found = []
     for option, numbers in zip(("image_mean", "image_std"), default, strict=True):
@@ -62,4 +65,4 @@ def _said(about: Mapping[str, Any], option: str, default: Any) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= LARGEST  # what is not finite is not

@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -68,10 +71,25 @@ def read_header(path: Path, field: str) -> dict[str, Stored]:
     except (SafetensorError, OSError) as error:
         raise UserError(field, f"{path} ({error})", "Download or save the file again.") from error
     header.pop("__metadata__", None)
+    for name, about in header.items():
+        if not _is_plain(about):
+            value = f"{path}: {name[:100]!r} is {str(about)[:100]}, no tensor of NumPy's"
+            raise UserError(field, value, "Download or save the file again.")
     return {
         name: Stored(path, about["dtype"], tuple(about["shape"]), 8 + length + about["data_offsets"][0])
         for name, about in header.items()
     }
+
+
+def _is_plain(about: Any) -> bool:
+    """Whether an entry that the library takes is written as everyone writes it, and NumPy has arrays of such a shape.
+
+    The library also takes a list in the place of an object, an object in that of a dtype, and an empty tensor with
+    sides without bounds.
+    """
+    if not isinstance(about, dict) or not isinstance(about["dtype"], str):
+        return False
+    return len(about["shape"]) <= 32 and math.prod(max(side, 1) for side in about["shape"]) < 2**59
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -89,9 +107,9 @@ def _find_in_shards(folder: Path, field: str) -> dict[str, Stored]:
     try:
         shard_of = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted({folder / Path(shard).name for shard in shard_of.values()})  # names alone: none leads elsewhere
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(field, f"{path} is no index of shards ({error})", "Download the file again.") from error
-    missing = [shard.name for shard in shards if not shard.is_file()]
+    missing = [shard.name for shard in shards if not os.path.isfile(shard)]  # also where a name is none
     if missing:
         raise UserError(field, f"{path} names {', '.join(missing[:3])}, which is not there", "Download all shards.")
     headers = {shard.name: read_header(shard, field) for shard in shards}

@@ -40,7 +40,7 @@ class Lora:
             return params
         try:
             pattern = re.compile(self.kernels)
-        except re.error as error:
+        except (re.error, ValueError, OverflowError, RecursionError) as error:
             raise UserError("config.lora.kernels", f"{self.kernels!r} ({error})", "Mend the pattern.") from error
         found: Tree = {}
         for number, (path, kernel) in enumerate(jax.tree_util.tree_leaves_with_path(params)):

@@ -37,8 +37,8 @@ class ResNetConfig:
         for name in ("depths", "widths"):
             sizes = tuple(getattr(self, name))
             object.__setattr__(self, name, sizes)  # a list, as JSON has it, would not hash
-            if not sizes or min(sizes) < 1:
-                raise UserError(f"config.model.{name}", sizes, "Give a number above 0 for each stage.")
+            if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
+                raise UserError(f"config.model.{name}", sizes, "Give a whole number above 0 for each stage.")
         if len(self.depths) != len(self.widths):
             raise UserError(
                 "config.model.depths",

@@ -8,6 +8,7 @@ Most of it `tasks.task.Task` and `tasks.text.TextTask` have.
 """
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,19 +105,19 @@ def checkpoint_step(workdir: str | Path, checkpoint: str = "last", log: Callable
 def read_config(workdir: Path) -> ConfigDict:
     """The resolved config of a run, with tuples where JSON has lists."""
     path = workdir / "config.json"
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file it takes a name that is too long for one
         mend = "Name the folder of a run: train.py prints it first."
         raise UserError(
-            "--workdir", f"{workdir} has no config.json" if workdir.is_dir() else f"no folder {workdir}", mend
+            "--workdir", f"{workdir} has no config.json" if os.path.isdir(workdir) else f"no folder {workdir}", mend
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("it holds no JSON object")
         config = ConfigDict(_tuples(content))
-    except (ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:  # ConfigDict has names of its own
         raise UserError(str(path), f"is damaged ({error})", "Restore the file, or start the run anew.") from error
-    if config.get("task") not in TASKS:
+    if not isinstance(config.get("task"), str) or config.task not in TASKS:
         raise UserError(str(path), f"task {config.get('task')!r}", f"Known tasks: {', '.join(TASKS)}.")
     return config
 

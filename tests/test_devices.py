@@ -96,7 +96,7 @@ def test_a_run_goes_on_with_another_number_of_devices_and_of_processes_and_gives
     lose(20)
     processes = start_two([*words, f"--workdir={moved}"])
     outputs = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(error for _, error in outputs)
     assert "goes on at step 20" in outputs[0][0]
     np.testing.assert_allclose(losses_of(one), losses_of(moved), rtol=1e-5)
     lose(10)
@@ -110,7 +110,7 @@ def test_two_processes_as_on_two_hosts_give_the_losses_of_one_and_only_the_first
     assert train.main([*words, f"--workdir={one}"]) == 0
     processes = start_two([*words, f"--workdir={two}"])
     outputs = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(error for _, error in outputs)
     assert "2 × cpu" in outputs[0][0] and "step" not in outputs[1][0]
     np.testing.assert_allclose(losses_of(one), losses_of(two), rtol=1e-5)
     assert Checkpoints(two / "checkpoints").steps() == [10, 20]

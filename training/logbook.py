@@ -100,7 +100,7 @@ def _cut_back(path: Path, step: int) -> None:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             written = json.loads(line)["step"]
-        except (ValueError, TypeError, KeyError):  # half a line, or none of ours
+        except (ValueError, TypeError, KeyError, RecursionError):  # half a line, or none of ours
             continue
         if isinstance(written, int) and written <= step:
             kept.append(line + "\n")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 from pathlib import Path
 
 NAME = "manifest.json"
@@ -28,23 +29,32 @@ def complaint(folder: Path) -> str:
         content, _, digest = text.removesuffix("\n").rpartition("\n")
         if digest != _digest_of(content) or not text.endswith("\n"):
             return f"{NAME} is damaged"
-        files = json.loads(content)["files"]
+        files = [(name, about["size"], about["sha256"]) for name, about in json.loads(content)["files"].items()]
     except FileNotFoundError:
         return f"{NAME} is missing"
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{NAME} cannot be read ({error})"
-    for name, about in files.items():
-        path = folder / name
-        try:
-            size = path.stat().st_size
-            if size != about["size"]:
-                return f"{name} has {size:,} bytes, not {about['size']:,}"
-            if _digest(path) != about["sha256"]:
-                return f"{name} has other content than was saved"
-        except FileNotFoundError:
-            return f"{name} is missing"
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
+    return next(filter(None, (_complaint(folder, *about) for about in files)), "")
+
+
+def _complaint(folder: Path, name: str, size: object, digest: object) -> str:
+    """What is wrong with one file."""
+    shown = name if name.isprintable() else repr(name)
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        return f"{shown} lies outside"
+    path = folder / name
+    try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # of a pipe no end might be read
+            return f"{shown} is no file"
+        if about.st_size != size:
+            return f"{shown} has {about.st_size:,} bytes, not {size:,}" if type(size) is int else f"{shown} has no size"
+        if _digest(path) != digest:
+            return f"{shown} has other content than was saved"
+    except FileNotFoundError:
+        return f"{shown} is missing"
+    except (OSError, ValueError) as error:  # a name may be none
+        return f"{shown} cannot be read ({getattr(error, 'strerror', None) or error})"
     return ""
 
 

@@ -44,6 +44,11 @@ def match(rules: Rules, tree: Any, field: str) -> Any:
     return jax.tree.unflatten(jax.tree.structure(tree), values)
 
 
+def first_match(rules: Rules, path: str) -> Any:
+    """The value of the first rule of a built-in table that matches the path; the last one must match all."""
+    return next(value for pattern, value in rules if re.fullmatch(pattern, path))
+
+
 def map_paths(function: Callable[[str, Any], Any], tree: Any) -> Any:
     """`function(path, leaf)` in the place of every leaf."""
     return jax.tree.unflatten(
@@ -77,10 +82,10 @@ def _compile(rule: Any, field: str) -> tuple[re.Pattern[str], Any]:
         raise UserError(field, repr(rule), "Give pairs: (('.*/bias', 0.0), ('.*', 1.0)).")
     try:
         return re.compile(rule[0]), rule[1]
-    except re.error as error:
+    except (re.error, ValueError, OverflowError, RecursionError) as error:  # flags at odds, a{99…9}, thousands of (
         raise UserError(field, f"{rule[0]!r} is no regular expression ({error})", "Mend the pattern.") from error
 
 
 def _examples(names: list[str]) -> str:
-    shown = [names[i] for i in sorted({0, len(names) // 2, len(names) - 1})]
+    shown = [names[i] for i in sorted({0, len(names) // 2, len(names) - 1})] if names else ["none"]
     return ", ".join(shown) + (" …" if len(names) > 3 else "")
