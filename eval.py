@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     print(f"step {step} · {rows.summary}", flush=True)
 
     batch_size = task.config.train.batch_size
-    mesh = sharding.make_mesh(-1, batch_size)
+    mesh = sharding.make_mesh(batch_size)
     graphdef, params, model_state = parameters.split(model)
     state = sharding.put_replicated({"params": params, "model_state": model_state}, mesh)
     eval_step = jax.jit(

@@ -84,7 +84,7 @@ def train(config: Any, folder: Path, given: set[str], lock: workdir.Lock, stop: 
 
     # ---- What it begins with, what goes in, and what is learned from it.
     origin = origins.open_origin(config, folder, given, _say)
-    mesh = sharding.make_mesh(config.mesh.data, config.train.batch_size // config.train.accumulate)
+    mesh = sharding.make_mesh(config.train.batch_size // config.train.accumulate, **config.mesh)
     task = tasks.TASKS[config.task].create(config, _say, origin)
     workdir.check_experiment(folder, config)
     train_rows, valid_rows = task.rows("train"), task.rows("valid")
@@ -98,7 +98,7 @@ def train(config: Any, folder: Path, given: set[str], lock: workdir.Lock, stop: 
 
     # ---- What is computed: the model, its optimizer, the state and where it lies.
     everywhere = sharding.replicated(mesh)
-    run = assemble(config, task)
+    run = assemble(config, task, mesh)
     best = Best(config.train.best_metric, config.train.patience)
     best.check(task.metric_names())
     health = Health(config.train.bad_steps)
@@ -112,8 +112,7 @@ def train(config: Any, folder: Path, given: set[str], lock: workdir.Lock, stop: 
 
     def restore(step: int) -> tuple[Any, Any]:
         """State and position of a checkpoint; what was found out since then is forgotten."""
-        template = jax.eval_shape(lambda: run.fresh_state(phase_at(run.phases, step)))
-        template = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=everywhere), template)
+        template = run.layout.template(jax.eval_shape(lambda: run.fresh_state(phase_at(run.phases, step))))
         state, position = checkpoints.restore(template, step)
         best.set_state(position["best"])
         health.set_state(position.get("health", Health().get_state()))
@@ -129,14 +128,16 @@ def train(config: Any, folder: Path, given: set[str], lock: workdir.Lock, stop: 
             raise UserError("config.data.train", "holds other rows than when the run was started", mend) from error
     elif origin:
         account = parameters.account(run.shapes, run.state_shapes, origin.weights, origins.FIELD)
-    workdir.create(folder)
     if jax.process_index() == 0:
+        workdir.create(folder)
         lock.acquire()
     if not saved:
-        state = jax.jit(lambda: run.fresh_state(run.phases[0]), out_shardings=everywhere)()
+        fresh = jax.eval_shape(lambda: run.fresh_state(run.phases[0]))
+        state = jax.jit(lambda: run.fresh_state(run.phases[0]), out_shardings=run.layout.of(fresh))()
     if origin and not saved:
         for part in state.keys() & {"params", "ema", "model_state"}:
-            state[part] = sharding.put_replicated(parameters.graft(state[part], origin.weights), mesh)
+            grafted = parameters.graft(state[part], origin.weights)
+            state[part] = jax.device_put(grafted, run.layout.of(grafted))
     step = int(state["step"])
     phase = phase_at(run.phases, step)
     count = parameters.count(state["params"])
@@ -176,7 +177,7 @@ def train(config: Any, folder: Path, given: set[str], lock: workdir.Lock, stop: 
         begun = time.perf_counter()
         totals = empty_totals(run.forward, state, batch, phase, config.train.log_every, every)
         empty = sharding.put_replicated(totals, mesh)
-        jitted = jax.jit(run.train_step(phase), donate_argnums=0, out_shardings=everywhere)
+        jitted = jax.jit(run.train_step(phase), donate_argnums=0, out_shardings=(run.layout.of(state), everywhere))
         compiled = jitted.lower(state, empty, batch).compile()
         trained = sum(leaf.size for path, leaf in parameters.flatten(state["params"]).items() if path in phase.rates)
         what = "" if trained == count else f"trains {trained:,} of {count:,} parameters · "
@@ -234,8 +235,9 @@ def train(config: Any, folder: Path, given: set[str], lock: workdir.Lock, stop: 
         values = task.metrics(sums, outputs)
         logbook.scalars(step, "valid", values)
         progress.valid(step, values)
+        shown = sharding.gather_here({"params": evaluated_params(state), "model_state": state.get("model_state", {})})
         if not quiet:
-            for name, pixels in task.pictures(outputs, run.model(state)).items():
+            for name, pixels in task.pictures(outputs, run.model(shown)).items():
                 logbook.picture(step, f"valid/{name}", pixels)
         return best.update(step, values)
 
@@ -347,6 +349,7 @@ class Run(NamedTuple):
         shapes, state_shapes: of the parameters, and of the model's other state.
         phases: what is trained from which step on.
         model: the module of a state.
+        layout: where the state lies.
         optimizer, train_step, fresh_state: of a phase.
     """
 
@@ -356,17 +359,19 @@ class Run(NamedTuple):
     state_shapes: Any
     phases: list[Phase]
     model: Callable[[Any], Any]
+    layout: sharding.Layout
     optimizer: Callable[[Phase], PhaseOptimizer]
     train_step: Callable[[Phase], Callable[..., Any]]
     fresh_state: Callable[[Phase], Any]
 
 
-def assemble(config: Any, task: Any) -> Run:
+def assemble(config: Any, task: Any, mesh: sharding.Mesh) -> Run:
     """The model, its loss, the phases of the training and the optimizer, put together."""
     key = jax.random.key(config.seed)
     graphdef, shapes, state_shapes = parameters.structure(task.build)
     lora = Lora(**config.lora)
     shapes = jax.eval_shape(lora.add, shapes, key)
+    layout = sharding.lay_out(mesh, shapes)
     forward = parameters.functional(graphdef, task.loss, lora)
     chosen = config.optimizer
     core = optimizers.make_optimizer(
@@ -394,7 +399,7 @@ def assemble(config: Any, task: Any) -> Run:
 
     def train_step(phase: Phase) -> Callable[..., Any]:
         return make_train_step(
-            parameters.functional(graphdef, task.loss, lora, trained=phase.rates),
+            layout.gathering(parameters.functional(graphdef, task.loss, lora, trained=phase.rates)),
             optimizer(phase),
             schedule,
             seed=config.seed,
@@ -411,11 +416,12 @@ def assemble(config: Any, task: Any) -> Run:
 
     return Run(
         forward=forward,
-        evaluate=parameters.functional(graphdef, task.evaluate, lora),
+        evaluate=layout.gathering(parameters.functional(graphdef, task.evaluate, lora)),
         shapes=shapes,
         state_shapes=state_shapes,
         phases=make_phases(shapes, trained, chosen.phases),
         model=lambda state: nnx.merge(graphdef, lora.merge(evaluated_params(state)), state.get("model_state", {})),
+        layout=layout,
         optimizer=optimizer,
         train_step=train_step,
         fresh_state=fresh_state,

@@ -46,10 +46,10 @@ def prepare(config: ConfigDict) -> Bare:
         config.model[name] = 0  # these follow from the data
     origin = open_origin(config, NO_RUN, set(), print)
     task = tasks.TASKS[config.task].create(config, lambda line: None, origin)
-    mesh = sharding.make_mesh(-1, config.train.batch_size)
+    mesh = sharding.make_mesh(config.train.batch_size)
     everywhere = sharding.replicated(mesh)
     feed = TrainBatches(task.rows("train"), config.train.batch_size, seed=config.seed)
-    run = train.assemble(config, task)
+    run = train.assemble(config, task, mesh)
     (phase,) = run.phases
     state = jax.jit(lambda: run.fresh_state(phase), out_shardings=everywhere)()
 

@@ -24,7 +24,8 @@ from training import phases
 from training.optimizer import OPTIMIZERS, SCHEDULES
 
 # What may differ between two starts of one run; see README.
-MAY_CHANGE = ("train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep")
+MAY_CHANGE = tuple(f"train.{name}" for name in ("steps", "log_every", "eval_every", "checkpoint_every", "keep"))
+MAY_CHANGE += ("mesh.data", "mesh.fsdp", "mesh.tensor")
 MOST_STEPS = 2**31  # they are counted in an int32
 
 
@@ -186,7 +187,10 @@ RANGES: dict[str, Range] = {
     "train.rollbacks": _at_least(0),
     "train.histogram_every": _at_least(0),
     "train.ema": _SHARE,
-    "mesh.data": ((lambda value: value == -1 or value > 0), "Give a number of devices, or -1 for all."),
+    **dict.fromkeys(
+        ("mesh.data", "mesh.fsdp", "mesh.tensor"),
+        ((lambda value: value == -1 or value > 0), "Give a number of devices, or -1 for those that are left."),
+    ),
 }
 
 

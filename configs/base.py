@@ -94,5 +94,8 @@ def get_config(reads: str = "texts") -> ConfigDict:
     config.train.histogram_every = 500  # histograms of parameters and gradients in TensorBoard; 0: none
 
     config.mesh = ConfigDict()
-    config.mesh.data = -1  # devices that share a batch; -1: all there are
+    # Their product is the number of devices; -1, of one of them, is what the others leave.
+    config.mesh.data = -1  # devices that share a batch, each with the whole model
+    config.mesh.fsdp = 1  # devices that share a batch and the parameters, which are gathered where they are used
+    config.mesh.tensor = 1  # devices that share the heads and the inner width of a Transformer's layers
     return config

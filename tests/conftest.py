@@ -114,9 +114,10 @@ def check_step() -> Callable[..., None]:
         import numpy as np
 
         import train
+        from training.sharding import make_mesh
         from training.step import empty_totals
 
-        run = train.assemble(task.config, task)
+        run = train.assemble(task.config, task, make_mesh(task.config.train.batch_size))
         state = jax.eval_shape(lambda: run.fresh_state(run.phases[0]))
         batch = task.rows("train").load(np.arange(2), np.zeros(2, int))
         totals = empty_totals(

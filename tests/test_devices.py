@@ -26,7 +26,7 @@ def losses_of(run: Path) -> np.ndarray:
     return np.array([record["loss"] for record in records])
 
 
-def start_two(words: list[str]) -> list[subprocess.Popen]:
+def start_two(words: list[str], **variables: str) -> list[subprocess.Popen]:
     """A run of two processes, as on two hosts."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -36,7 +36,7 @@ def start_two(words: list[str]) -> list[subprocess.Popen]:
         subprocess.Popen(
             [sys.executable, *words],
             cwd=ROOT,
-            env=os.environ | told | {"JAX_PROCESS_ID": str(number)},
+            env=os.environ | told | {"JAX_PROCESS_ID": str(number)} | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -64,13 +64,23 @@ def two(smoke, tmp_path):
         process.communicate()
 
 
-@pytest.mark.parametrize("position", ["learned", "rope"])
-def test_eight_devices_give_the_losses_of_one(smoke, tmp_path, position, command):
+MESHES = {
+    "data 8": [],
+    "data 8, rotary": ["--config.model.position=rope"],
+    "fsdp 8": ["--config.mesh.data=1", "--config.mesh.fsdp=8"],
+    "data 4, tensor 2": ["--config.mesh.tensor=2"],
+    "data 2, fsdp 2, tensor 2": ["--config.mesh.fsdp=2", "--config.mesh.tensor=2"],
+}
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_eight_devices_give_the_losses_of_one_on_any_mesh(smoke, tmp_path, mesh, command):
     """Dropout included: its masks belong to the elements of the whole batch, not to a device."""
-    words = [*smoke, "--config.train.log_every=1", f"--config.model.position={position}"]
+    words = [*smoke, "--config.train.log_every=1", "--config.model.num_heads=2"]
+    words += [word for word in MESHES[mesh] if word.startswith("--config.model")]
     one, eight = tmp_path / "one", tmp_path / "eight"
     assert train.main([*words, f"--workdir={one}"]) == 0
-    done = command(*words, f"--workdir={eight}", env=os.environ | EIGHT)
+    done = command(*words, *MESHES[mesh], f"--workdir={eight}", env=os.environ | EIGHT)
     assert done.returncode == 0, done.stderr
     assert "8 × cpu" in done.stdout
     np.testing.assert_allclose(losses_of(one), losses_of(eight), rtol=1e-5)
@@ -90,7 +100,7 @@ def test_a_run_goes_on_with_another_number_of_devices_and_of_processes_and_gives
                 shutil.rmtree(moved / "checkpoints" / str(step))
 
     lose(10)
-    done = command(*words, f"--workdir={moved}", env=os.environ | EIGHT)
+    done = command(*words, "--config.mesh.data=2", "--config.mesh.fsdp=4", f"--workdir={moved}", env=os.environ | EIGHT)
     assert done.returncode == 0 and "goes on at step 10" in done.stdout, done.stderr
     np.testing.assert_allclose(losses_of(one), losses_of(moved), rtol=1e-5)
     lose(20)
@@ -104,14 +114,16 @@ def test_a_run_goes_on_with_another_number_of_devices_and_of_processes_and_gives
     np.testing.assert_allclose(losses_of(one), losses_of(moved), rtol=1e-5)
 
 
-def test_two_processes_as_on_two_hosts_give_the_losses_of_one_and_only_the_first_writes(smoke, tmp_path):
+@pytest.mark.parametrize(("count", "mesh"), [(1, []), (4, ["--config.mesh.data=1", "--config.mesh.fsdp=8"])])
+def test_two_processes_as_on_two_hosts_give_the_losses_of_one_and_only_the_first_writes(smoke, tmp_path, count, mesh):
     words = [*smoke, "--config.train.log_every=1"]
     one, two = tmp_path / "one", tmp_path / "two"
     assert train.main([*words, f"--workdir={one}"]) == 0
-    processes = start_two([*words, f"--workdir={two}"])
+    flags = f"--xla_force_host_platform_device_count={count}"
+    processes = start_two([*words, *mesh, f"--workdir={two}"], **(EIGHT | {"XLA_FLAGS": flags}))
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(error for _, error in outputs)
-    assert "2 × cpu" in outputs[0][0] and "step" not in outputs[1][0]
+    assert f"{2 * count} × cpu" in outputs[0][0] and "step" not in outputs[1][0]
     np.testing.assert_allclose(losses_of(one), losses_of(two), rtol=1e-5)
     assert Checkpoints(two / "checkpoints").steps() == [10, 20]
 
