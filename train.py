@@ -12,41 +12,35 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from cli import environment  # isort: skip  (sets what JAX reads when it starts)
 
 import jax
 import numpy as np
 import optax
-from flax import nnx
 
 import tasks
 from cli import commandline, workdir
 from cli import config as configs
 from cli import origin as origins
+from cli.experiment import assemble
 from data.pipeline import TrainBatches, eval_batches
 from errors import UserError
 from models import parameters
-from models.lora import Lora
-from training import optimizer as optimizers
 from training import sharding
 from training.best import Best
 from training.checkpoints import Checkpoints
 from training.health import Findings, Health
 from training.logbook import Logbook
-from training.phases import Phase, PhaseOptimizer, chosen_rules, enter_phase, make_phases, phase_at
+from training.phases import Phase, enter_phase, phase_at
 from training.progress import Progress
 from training.step import (
     all_finite,
-    create_state,
-    empty_totals,
     evaluate,
     evaluated_params,
     make_eval_step,
-    make_train_step,
 )
 from training.stop_signal import Interrupted, StopSignal
 from training.throughput import Meter, peak_flops, training_flops
@@ -175,10 +169,8 @@ def train(config: Any, folder: Path, given: set[str], lock: workdir.Lock, stop: 
     def compile_step(phase: Phase) -> tuple[Any, Any]:
         """The step of a phase, and the totals that it begins each interval with."""
         begun = time.perf_counter()
-        totals = empty_totals(run.forward, state, batch, phase, config.train.log_every, every)
-        empty = sharding.put_replicated(totals, mesh)
-        jitted = jax.jit(run.train_step(phase), donate_argnums=0, out_shardings=(run.layout.of(state), everywhere))
-        compiled = jitted.lower(state, empty, batch).compile()
+        lowered, empty = run.lower(phase, state, batch)
+        compiled = lowered.compile()
         trained = sum(leaf.size for path, leaf in parameters.flatten(state["params"]).items() if path in phase.rates)
         what = "" if trained == count else f"trains {trained:,} of {count:,} parameters · "
         now = time.perf_counter()
@@ -338,94 +330,6 @@ def train(config: Any, folder: Path, given: set[str], lock: workdir.Lock, stop: 
             _say(f"best {best.metric}: {best.value:.4g} at step {best.step}, kept: --checkpoint=best")
         _say(f"done in {time.perf_counter() - started:.0f} s: python eval.py --workdir={folder}")
     return status
-
-
-class Run(NamedTuple):
-    """What is computed in a run, as functions; nothing has been computed yet.
-
-    Attributes:
-        forward: `(params, model_state, batch, key) -> (sums, model_state)`.
-        evaluate: the same for an evaluation, `-> ((sums, outputs), model_state)`.
-        shapes, state_shapes: of the parameters, and of the model's other state.
-        phases: what is trained from which step on.
-        model: the module of a state.
-        layout: where the state lies.
-        optimizer, train_step, fresh_state: of a phase.
-    """
-
-    forward: Callable[..., Any]
-    evaluate: Callable[..., Any]
-    shapes: Any
-    state_shapes: Any
-    phases: list[Phase]
-    model: Callable[[Any], Any]
-    layout: sharding.Layout
-    optimizer: Callable[[Phase], PhaseOptimizer]
-    train_step: Callable[[Phase], Callable[..., Any]]
-    fresh_state: Callable[[Phase], Any]
-
-
-def assemble(config: Any, task: Any, mesh: sharding.Mesh) -> Run:
-    """The model, its loss, the phases of the training and the optimizer, put together."""
-    key = jax.random.key(config.seed)
-    graphdef, shapes, state_shapes = parameters.structure(task.build)
-    lora = Lora(**config.lora)
-    shapes = jax.eval_shape(lora.add, shapes, key)
-    layout = sharding.lay_out(mesh, shapes)
-    forward = parameters.functional(graphdef, task.loss, lora)
-    chosen = config.optimizer
-    core = optimizers.make_optimizer(
-        chosen.name,
-        shapes,
-        b1=chosen.b1,
-        b2=chosen.b2,
-        epsilon=chosen.epsilon,
-        weight_decay=chosen.weight_decay,
-        decay_rules=chosen.decay_rules,
-        l1=chosen.l1,
-    )
-    schedule = optimizers.make_schedule(
-        chosen.schedule,
-        learning_rate=chosen.learning_rate,
-        warmup_steps=chosen.warmup_steps or round(chosen.warmup_share * config.train.steps),
-        steps=config.train.steps,
-        final_share=chosen.final_share,
-    )
-    layers = config.model.get("num_layers", 0)
-    trained = chosen_rules(chosen.rules, chosen.layer_decay, layers, bool(lora.rank))
-
-    def optimizer(phase: Phase) -> PhaseOptimizer:
-        return PhaseOptimizer(core, phase)
-
-    def train_step(phase: Phase) -> Callable[..., Any]:
-        return make_train_step(
-            layout.gathering(parameters.functional(graphdef, task.loss, lora, trained=phase.rates)),
-            optimizer(phase),
-            schedule,
-            seed=config.seed,
-            clip_norm=chosen.clip_norm,
-            accumulate=config.train.accumulate,
-            histogram_every=config.train.histogram_every,
-            ema=config.train.ema,
-        )
-
-    def fresh_state(phase: Phase) -> Any:
-        params, model_state = parameters.initialize(task.build, key)
-        params = lora.add(params, jax.random.fold_in(key, 1))
-        return create_state(params, model_state, optimizer(phase), averaged=config.train.ema > 0)
-
-    return Run(
-        forward=forward,
-        evaluate=layout.gathering(parameters.functional(graphdef, task.evaluate, lora)),
-        shapes=shapes,
-        state_shapes=state_shapes,
-        phases=make_phases(shapes, trained, chosen.phases),
-        model=lambda state: nnx.merge(graphdef, lora.merge(evaluated_params(state)), state.get("model_state", {})),
-        layout=layout,
-        optimizer=optimizer,
-        train_step=train_step,
-        fresh_state=fresh_state,
-    )
 
 
 def _say(line: str) -> None:

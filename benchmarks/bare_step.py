@@ -12,12 +12,12 @@ import jax
 from ml_collections import ConfigDict
 
 import tasks
-import train
 from cli import config as configs
+from cli.experiment import Run, assemble
 from cli.origin import open_origin
 from data.pipeline import TrainBatches, eval_batches
 from training import sharding
-from training.step import empty_totals, evaluate, make_eval_step
+from training.step import evaluate, make_eval_step
 from training.throughput import measured_peak, training_flops
 
 NO_RUN = Path("no/such/run")  # nothing is resumed
@@ -30,7 +30,7 @@ class Bare(NamedTuple):
     """
 
     step: Callable[[Any, Any, Any], tuple[Any, Any]]
-    run: train.Run
+    run: Run
     state: Any
     totals: Any
     feed: TrainBatches
@@ -49,7 +49,7 @@ def prepare(config: ConfigDict) -> Bare:
     mesh = sharding.make_mesh(config.train.batch_size)
     everywhere = sharding.replicated(mesh)
     feed = TrainBatches(task.rows("train"), config.train.batch_size, seed=config.seed)
-    run = train.assemble(config, task, mesh)
+    run = assemble(config, task, mesh)
     (phase,) = run.phases
     state = jax.jit(lambda: run.fresh_state(phase), out_shardings=everywhere)()
 
@@ -57,11 +57,9 @@ def prepare(config: ConfigDict) -> Bare:
         return sharding.put_batch(batch, mesh)
 
     shapes = put(next(feed)[1])
-    empty = empty_totals(run.forward, state, shapes, phase, config.train.log_every, config.train.histogram_every)
-    totals = sharding.put_replicated(empty, mesh)
     start = time.perf_counter()
-    jitted = jax.jit(run.train_step(phase), donate_argnums=0, out_shardings=everywhere)
-    step = jitted.lower(state, totals, shapes).compile()
+    lowered, totals = run.lower(phase, state, shapes)
+    step = lowered.compile()
     return Bare(step, run, state, totals, feed, put, task, time.perf_counter() - start)
 
 

@@ -113,17 +113,14 @@ def check_step() -> Callable[..., None]:
         import jax
         import numpy as np
 
-        import train
+        from cli.experiment import assemble
         from training.sharding import make_mesh
-        from training.step import empty_totals
 
-        run = train.assemble(task.config, task, make_mesh(task.config.train.batch_size))
+        run = assemble(task.config, task, make_mesh(task.config.train.batch_size))
         state = jax.eval_shape(lambda: run.fresh_state(run.phases[0]))
         batch = task.rows("train").load(np.arange(2), np.zeros(2, int))
-        totals = empty_totals(
-            run.forward, state, batch, run.phases[0], histogram_every=task.config.train.histogram_every
-        )
-        stepped, counted = jax.eval_shape(run.train_step(run.phases[0]), state, totals, batch)
+        lowered, totals = run.lower(run.phases[0], state, batch)
+        stepped, counted = lowered.out_info
 
         def kinds(tree):
             return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
