@@ -1,8 +1,10 @@
 """Trains one experiment, and goes on with it when it is started again.
 
-    python train.py --config=configs/NAME.py[:VARIANT] [--workdir=DIR] [--config.KEY=VALUE …] [--verify_checkpoints]
+    python train.py --config=configs/NAME.py[:VARIANT] [--workdir=DIR] [--config.KEY=VALUE …] [FLAG …]
 
---verify_checkpoints trains nothing, and says which of the run's checkpoints are whole.
+    --dry_run               trains nothing, and says what would be done: parameters, memory, operations, communication
+    --profile=START:STOP    traces these steps, for TensorBoard
+    --verify_checkpoints    trains nothing, and says which of the run's checkpoints are whole
 
 Status: 0 done · 2 a mistake in what was given · 3 diverged · 143 or 130 stopped by a signal, after saving.
 """
@@ -12,7 +14,6 @@ import json
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from cli import environment  # isort: skip  (sets what JAX reads when it starts)
@@ -26,6 +27,7 @@ from cli import commandline, workdir
 from cli import config as configs
 from cli import origin as origins
 from cli.experiment import assemble
+from cli.plan import describe
 from data.pipeline import TrainBatches, eval_batches
 from errors import UserError
 from models import parameters
@@ -35,6 +37,7 @@ from training.checkpoints import Checkpoints
 from training.health import Findings, Health
 from training.logbook import Logbook
 from training.phases import Phase, enter_phase, phase_at
+from training.profiler import Profiler
 from training.progress import Progress
 from training.step import (
     all_finite,
@@ -50,14 +53,14 @@ def main(argv: list[str]) -> int:
     started = time.perf_counter()
     stop = StopSignal()
     try:
-        config, folder, given, verify_checkpoints = configs.from_command_line(argv, __doc__ or "")
-        _say(f"workdir: {folder}")
-        if verify_checkpoints:
-            Checkpoints(folder / "checkpoints").report(_say)
+        command = configs.from_command_line(argv, __doc__ or "")
+        _say(f"workdir: {command.workdir}")
+        if command.verify_checkpoints:
+            Checkpoints(command.workdir / "checkpoints").report(_say)
             return 0
-        workdir.check_place(folder)
-        with workdir.Lock(folder) as lock:
-            return train(config, folder, given, lock, stop, started)
+        workdir.check_place(command.workdir)
+        with workdir.Lock(command.workdir) as lock:
+            return train(command, lock, stop, started)
     except Interrupted:
         told = f"stopped by signal {stop.number} before the first step: nothing to save"
         print(told, file=sys.stderr, flush=True)
@@ -73,11 +76,13 @@ def main(argv: list[str]) -> int:
         stop.restore()
 
 
-def train(config: Any, folder: Path, given: set[str], lock: workdir.Lock, stop: StopSignal, started: float) -> int:
+def train(command: configs.Command, lock: workdir.Lock, stop: StopSignal, started: float) -> int:
     """Trains in a folder that no other process trains in; returns the status."""
+    config, folder = command.config, command.workdir
+    profiler = Profiler(command.profile, folder)
 
     # ---- What it begins with, what goes in, and what is learned from it.
-    origin = origins.open_origin(config, folder, given, _say)
+    origin = origins.open_origin(config, folder, command.given, _say)
     mesh = sharding.make_mesh(config.train.batch_size // config.train.accumulate, **config.mesh)
     task = tasks.TASKS[config.task].create(config, _say, origin)
     workdir.check_experiment(folder, config)
@@ -96,6 +101,10 @@ def train(config: Any, folder: Path, given: set[str], lock: workdir.Lock, stop: 
     best = Best(config.train.best_metric, config.train.patience)
     best.check(task.metric_names())
     health = Health(config.train.bad_steps)
+    if command.dry_run:
+        for line in describe(config, task, run, mesh, next(batches)[1]):
+            _say(line)
+        return 0
 
     # ---- Where the run stands: at its newest checkpoint, at the weights of another, or at the start.
     if jax.process_index() == 0:
@@ -268,6 +277,8 @@ def train(config: Any, folder: Path, given: set[str], lock: workdir.Lock, stop: 
     meter.start()
     while step < config.train.steps and not best.exhausted:
         checkpoints.check()
+        if traced := profiler.look(step, state):
+            progress.say(traced)
         recent[step], arrays = next(batches)
         if step == 0:
             for name, pixels in task.batch_pictures(arrays).items():
@@ -318,6 +329,8 @@ def train(config: Any, folder: Path, given: set[str], lock: workdir.Lock, stop: 
             status = 128 + stopping
             break
 
+    if traced := profiler.close(state):
+        progress.say(traced)
     progress.close()
     checkpoints.close()
     logbook.close()

@@ -37,17 +37,21 @@ class Command(NamedTuple):
         workdir: the run's folder.
         given: the names of the config that stand on the command line: `train.steps`.
         verify_checkpoints: only to say which checkpoints are whole.
+        dry_run: only to say what would be done.
+        profile: START:STOP, the steps that are traced.
     """
 
     config: ConfigDict
     workdir: Path
     given: set[str]
     verify_checkpoints: bool
+    dry_run: bool
+    profile: str
 
 
 def from_command_line(argv: Sequence[str], usage: str) -> Command:
     """What stands in `train.py`'s arguments."""
-    flag_names = {"config": "", "workdir": "", "verify_checkpoints": False}
+    flag_names = {"config": "", "workdir": "", "verify_checkpoints": False, "dry_run": False, "profile": ""}
     chosen = commandline.given(argv, "config")
     if not chosen:
         if any(word.lstrip("-").startswith("h") for word in argv[1:]):
@@ -63,7 +67,8 @@ def from_command_line(argv: Sequence[str], usage: str) -> Command:
     check(config)
     workdir = values["workdir"] or Path("runs") / "-".join(filter(None, (path.stem, variant)))
     given = {name for name in flatten(config) if commandline.given(argv, f"config.{name}")}
-    return Command(config, Path(workdir), given, values["verify_checkpoints"])
+    modes = values["verify_checkpoints"], values["dry_run"], values["profile"]
+    return Command(config, Path(workdir), given, *modes)
 
 
 def flatten(config: Any) -> dict[str, Any]:

@@ -112,6 +112,15 @@ class PictureTask(Task):
         """Floating-point operations of the matrix products of one forward pass over a picture."""
         return self.head.flops(self.model_config)
 
+    def examples(self, batch: Mapping[str, np.ndarray]) -> list[str]:
+        told = []
+        for number, pixels in zip(batch["index"][:2], batch["pixels"], strict=False):
+            size = " × ".join(map(str, pixels.shape))
+            told.append(
+                f"picture {number}, {size}, bytes from {pixels.min()} to {pixels.max()}, mean {pixels.mean():.1f}"
+            )
+        return told
+
     def batch_pictures(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What training sees of its first batch."""
         from evaluation.pictures import picture_grid, render

@@ -24,7 +24,16 @@ from models.transformer import empty_caches
 from models.vocabulary import NEVER
 from tasks.attention import attention_figures, save_figures, watch
 from tasks.lines import answer_in_order, bucket, probe_batch, with_cut
-from tasks.text import Log, TextTask, load_run_tokenizer, open_split, open_splits, token_metrics
+from tasks.text import (
+    EXAMPLES,
+    Log,
+    TextTask,
+    first_text,
+    load_run_tokenizer,
+    open_split,
+    open_splits,
+    token_metrics,
+)
 
 PICTURED = 32  # tokens of a text whose attention is drawn in an evaluation
 SHOWN = 20  # translations that eval.py shows beside their references
@@ -103,6 +112,13 @@ class Seq2Seq(TextTask):
         super().save(folder)
         if self.target_tokenizer is not self.tokenizer:
             self.target_tokenizer.save(folder / "target_tokenizer")
+
+    def examples(self, batch: Mapping[str, np.ndarray]) -> list[str]:
+        def side(name: str, tokenizer: Tokenizer, row: int) -> str:
+            return first_text(tokenizer, batch[f"{name}_tokens"][row], batch[f"{name}_segment_ids"][row])
+
+        rows = range(min(EXAMPLES, len(batch["source_tokens"])))
+        return [f"{side('source', self.tokenizer, i)} → {side('target', self.target_tokenizer, i)}" for i in rows]
 
     # ---- rows
 

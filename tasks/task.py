@@ -64,6 +64,10 @@ class Task(abc.ABC):
         """How many rows without padding would hold what an interval has learned from."""
         return sums["examples"]
 
+    @abc.abstractmethod
+    def examples(self, batch: Mapping[str, np.ndarray]) -> list[str]:
+        """What stands in the first rows of a training batch, for people to read."""
+
     def batch_pictures(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Pictures of what a training batch holds, by name: uint8 [height, width, 3]."""
         return {}

@@ -5,10 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data.sources import Source, open_source, sample, split_holdout
 from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
 from errors import UserError
 from tasks.task import Log, Task
+
+EXAMPLES = 2  # that are shown of a batch
 
 
 class TextTask(Task):
@@ -57,8 +61,17 @@ class TextTask(Task):
     def fingerprints(self) -> dict[str, str]:
         return {"tokenizer": self.tokenizer.fingerprint}
 
+    def examples(self, batch: Mapping[str, np.ndarray]) -> list[str]:
+        rows = zip(batch["tokens"][:EXAMPLES], batch["segment_ids"], strict=False)
+        return [first_text(self.tokenizer, tokens, segments) for tokens, segments in rows]
+
     def full_rows(self, sums: Mapping[str, float]) -> float:
         return sums["tokens"] / self.config.data.seq_len
+
+
+def first_text(tokenizer: Tokenizer, tokens: np.ndarray, segments: np.ndarray) -> str:
+    """The pieces of the first text of a row, as they stand in the vocabulary."""
+    return " ".join(tokenizer.token(int(token)) for token in tokens[segments == 1])
 
 
 def token_metrics(sums: Mapping[str, float]) -> dict[str, float]:
