@@ -80,6 +80,7 @@ def train(command: configs.Command, lock: workdir.Lock, stop: StopSignal, starte
     """Trains in a folder that no other process trains in; returns the status."""
     config, folder = command.config, command.workdir
     profiler = Profiler(command.profile, folder)
+    configs.check_alike(command)
 
     # ---- What it begins with, what goes in, and what is learned from it.
     origin = origins.open_origin(config, folder, command.given, _say)
@@ -354,6 +355,10 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-if __name__ == "__main__":
+def _join_and_train(argv: list[str]) -> int:
     environment.connect_hosts()
-    commandline.run(main)
+    return main(argv)
+
+
+if __name__ == "__main__":
+    commandline.run(_join_and_train)

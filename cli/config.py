@@ -12,6 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from cli import commandline
@@ -100,6 +103,28 @@ def differences(old: Any, new: Any) -> list[str]:
         for name in sorted(before.keys() | after.keys())
         if name not in MAY_CHANGE and before.get(name) != after.get(name)
     ]
+
+
+def check_alike(command: Command) -> None:
+    """Raises UserError in every process of a run on several hosts, unless all were asked for the same."""
+    if jax.process_count() == 1:
+        return
+    own = {"workdir": str(command.workdir), **flatten(as_json(command.config))}
+    told = np.frombuffer(json.dumps(own).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(len(told)))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(told)] = told
+    everyone = multihost_utils.process_allgather(padded)
+    first, *others = (
+        json.loads(row[:size].tobytes()) for row, size in zip(np.asarray(everyone), sizes.ravel(), strict=True)
+    )
+    for number, other in enumerate(others, 1):
+        names = sorted(name for name in first.keys() | other.keys() if first.get(name) != other.get(name))
+        if names:
+            shown = "; ".join(
+                f"{name} {first.get(name)} in process 0, {other.get(name)} in {number}" for name in names[:6]
+            )
+            raise UserError("the processes", f"were asked for different things: {shown}", "Start all of them alike.")
 
 
 def resolve_steps(config: ConfigDict, rows: int) -> None:

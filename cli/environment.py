@@ -2,11 +2,14 @@
 
 import os
 import sys
+import threading
 import warnings
 from pathlib import Path
 
 from data.cache import cache_root
+from errors import UserError
 
+ANSWER = 120  # seconds that the processes of a run on several hosts wait for each other at the start
 SILENCE = 60  # seconds without a sign of life after which a process of a run on several hosts counts as dead
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -42,22 +45,46 @@ jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def connect_hosts() -> None:
+def connect_hosts(patience: float = ANSWER) -> None:
     """Joins the processes of a run on several hosts, if something tells of them; must come before anything is computed.
 
     Cloud TPU, SLURM, Open MPI and Kubernetes are found by JAX itself; elsewhere `JAX_COORDINATOR_ADDRESS` (HOST:PORT of
-    the first process), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` say it.
+    the first process), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` say it. A process that cannot join the others ends with
+    status 2 after `patience` seconds.
+
+    Raises:
+        UserError: one of these variables is no number.
     """
-    count, number = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
+    numbers = {name: os.environ.get(name, "") for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")}
+    for name, value in numbers.items():
+        if value and not value.isdecimal():
+            raise UserError(name, repr(value), "Give a whole number.")
+    count, number = (int(value) if value else None for value in numbers.values())
+    # JAX would end the process with a signal and a page of C++.
+    waiting = threading.Timer(patience, _give_up)
+    waiting.daemon = True
+    waiting.start()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # JAX tells every single process in a Kubernetes pod what it would need
             jax.distributed.initialize(
-                num_processes=int(count) if count else None,
-                process_id=int(number) if number else None,
+                num_processes=count,
+                process_id=number,
+                initialization_timeout=round(patience) + 60,
                 heartbeat_timeout_seconds=SILENCE,
                 shutdown_timeout_seconds=SILENCE,
             )
-    except ValueError:  # a run of one process: nothing names a coordinator
+    except ValueError as error:  # a run of one process: nothing names a coordinator
         if "JAX_COORDINATOR_ADDRESS" in os.environ:
-            raise
+            names = "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID"
+            raise UserError(names, str(error), "Set all three, in every process.") from error
+    finally:
+        waiting.cancel()
+
+
+def _give_up() -> None:
+    where = os.environ.get("JAX_COORDINATOR_ADDRESS", "found by JAX itself")
+    mend = "Start every process, and let JAX_COORDINATOR_ADDRESS name a port of the first that the others can reach."
+    print(UserError("the coordinator", f"{where}: not all processes have come together", mend), file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(2)

@@ -52,7 +52,8 @@ def _sum_rows(x: Array) -> Array:
     return total[0].astype(x.dtype)
 
 
-dense.defvjp(lambda x, kernel, bias: (dense(x, kernel, bias), (x, kernel)), _dense_backward)
+# Not `dense` itself: the product shall be seen by what decides which products are kept.
+dense.defvjp(lambda x, kernel, bias: (x @ kernel + bias, (x, kernel)), _dense_backward)
 add_bias.defvjp(lambda x, bias: (x + bias, None), lambda _, g: (g, _sum_rows(g)))
 scale_by.defvjp(lambda x, scale: (x * scale, (x, scale)), lambda kept, g: (g * kept[1], _sum_rows(g * kept[0])))
 

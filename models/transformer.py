@@ -32,6 +32,7 @@ class TransformerConfig:
     attention_dropout: float = 0.1  # on the attention probabilities
     stochastic_depth: float = 0.0  # share of the rows that the last layer's branches pass over; less below, 0 at first
     layer_scale: float = 0.0  # what each branch is multiplied with at first, channel by channel; 0: not at all
+    remat: str = "none"  # what the way back computes anew, to save memory: none | dots, all but products | full, all
     layer_norm_epsilon: float = 1e-12
     initializer_range: float = 0.02
 
@@ -58,6 +59,7 @@ class TransformerConfig:
             ("activation", tuple(ACTIVATIONS)),
             ("norm", ("post", "pre")),
             ("position", ("learned", "sinusoidal", "rope")),
+            ("remat", tuple(REMAT)),
         ):
             if getattr(self, name) not in choices:
                 raise UserError(f"config.model.{name}", repr(getattr(self, name)), f"Choose {', '.join(choices)}.")
@@ -71,6 +73,14 @@ class TransformerConfig:
         for name in ("layer_norm_epsilon", "initializer_range"):
             if not getattr(self, name) > 0:
                 raise UserError(f"config.model.{name}", getattr(self, name), "Give a number above 0.")
+
+
+# What of a layer is kept for the way back, beside its input (Chen et al. 2016, arXiv:1604.06174).
+REMAT = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 class Memory(NamedTuple):
@@ -298,7 +308,7 @@ class Stack(nnx.Module):
     """
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs, *, causal: bool = False, crosses: bool = False):
-        self.causal = causal
+        self.causal, self.remat = causal, config.remat
         shares = [config.stochastic_depth * i / max(1, config.num_layers - 1) for i in range(config.num_layers)]
         self.layers = nnx.List([Block(config, rngs, crosses, share) for share in shares])
         self.norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_epsilon) if config.norm == "pre" else None
@@ -322,6 +332,7 @@ class Stack(nnx.Module):
             watched: the attention probabilities of each layer are added to it.
         """
         states = [x]
+        kept = REMAT[self.remat]
         for i, layer in enumerate(self.layers):
             asked = places if i == len(self.layers) - 1 else None
             segments = _take(segment_ids, asked)
@@ -334,7 +345,11 @@ class Stack(nnx.Module):
             across = None if memory is None else layer.remember(memory.hidden)
             there = None if memory is None else _alike(segments, memory.segment_ids)
             layer_key = None if key is None else jax.random.fold_in(key, i)
-            states.append(layer(states[-1], visible, positions, layer_key, asked, across, there, watched))
+            arguments = states[-1], visible, positions, layer_key, asked, across, there
+            if self.remat == "none" or watched is not None:
+                states.append(layer(*arguments, watched))
+            else:
+                states.append(jax.checkpoint(lambda *given, of=layer: of(*given), policy=kept)(*arguments))
         if self.norm is not None:
             states[-1] = self.norm(states[-1])
         return states

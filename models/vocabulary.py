@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from models.layers import Array, add_bias
 
+LARGEST = 2**30  # bytes of the logits of a batch; those of a larger one are made in parts
 NEVER = -1e30  # the logit of what is no word; finite, so that no gradient is NaN
 
 
@@ -52,9 +53,25 @@ def vocabulary_cross_entropy(
     Args: as those of `vocabulary_logits`; `labels` are entries below `size`; of the target, a share `smoothing` is
         spread evenly over all words (Szegedy et al. 2016, arXiv:1512.00567).
     """
-    rows = hidden.reshape(-1, hidden.shape[-1])
-    loss, hit = _cross_entropy(rows, table, bias, labels.reshape(-1), size, smoothing)
+    rows, answers = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
+    parts = _parts(len(rows), table.shape[0])
+    if parts == 1:
+        loss, hit = _cross_entropy(rows, table, bias, answers, size, smoothing)
+    else:
+        # Part i takes every parts-th row, so that each device goes on working on the rows that it holds; the logits of
+        # a part are made anew on the way back.
+        def of_part(part: tuple[Array, Array]) -> tuple[Array, Array]:
+            return _cross_entropy(part[0], table, bias, part[1], size, smoothing)
+
+        split = (jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0) for x in (rows, answers))
+        loss, hit = (x.T.reshape(-1) for x in jax.lax.map(jax.checkpoint(of_part), tuple(split)))
     return loss.reshape(labels.shape), hit.reshape(labels.shape)
+
+
+def _parts(rows: int, entries: int) -> int:
+    """Into how many equal parts the rows are taken, so that the logits of one have at most LARGEST bytes."""
+    wanted = -(-rows * entries * 4 // LARGEST)
+    return next((parts for parts in range(max(wanted, 1), rows) if rows % parts == 0), rows) if wanted > 1 else 1
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

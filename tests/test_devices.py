@@ -26,15 +26,15 @@ def losses_of(run: Path) -> np.ndarray:
     return np.array([record["loss"] for record in records])
 
 
-def start_two(words: list[str], **variables: str) -> list[subprocess.Popen]:
-    """A run of two processes, as on two hosts."""
+def start_two(words: list[str], second: list[str] | None = None, **variables: str) -> list[subprocess.Popen]:
+    """A run of two processes, as on two hosts; the second perhaps with other words."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     told = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
     return [
         subprocess.Popen(
-            [sys.executable, *words],
+            [sys.executable, *(words if number == 0 or second is None else second)],
             cwd=ROOT,
             env=os.environ | told | {"JAX_PROCESS_ID": str(number)} | variables,
             stdout=subprocess.PIPE,
@@ -126,6 +126,14 @@ def test_two_processes_as_on_two_hosts_give_the_losses_of_one_and_only_the_first
     assert f"{2 * count} × cpu" in outputs[0][0] and "step" not in outputs[1][0]
     np.testing.assert_allclose(losses_of(one), losses_of(two), rtol=1e-5)
     assert Checkpoints(two / "checkpoints").steps() == [10, 20]
+
+
+def test_processes_that_were_asked_for_different_things_are_refused_with_what_differs(smoke, tmp_path):
+    processes = start_two(smoke, [*smoke, "--config.optimizer.learning_rate=0.5"])
+    told = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], told
+    assert all("optimizer.learning_rate 0.002 in process 0, 0.5 in 1" in lines for lines in told), told
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("dies", [0, 1])

@@ -1,4 +1,6 @@
 import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -50,3 +52,43 @@ def test_a_command_starts_again_once_with_huge_pages(started):
 def test_nothing_starts_again_where_it_would_not_help_or_the_process_is_not_ours(started, script, pages):
     assert started(script, pages) == []
     assert "GLIBC_TUNABLES" not in os.environ
+
+
+def join(*, patience: float, **variables: str) -> subprocess.CompletedProcess:
+    """A process of a run on several hosts that waits for the others."""
+    program = "from cli import commandline, environment; "
+    program += f"commandline.run(lambda argv: environment.connect_hosts({patience}) or 0)"
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("number", ["0", "1"])
+def test_a_process_whose_others_do_not_come_ends_with_status_2_and_says_so(number):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    told = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": number}
+    done = join(patience=2, **told)
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert lines[-2].startswith(f"the coordinator: localhost:{port}: not all processes have come together")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "two"},
+        {"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2"},
+    ],
+)
+def test_half_said_or_misspelt_hosts_are_refused(told):
+    done = join(patience=20, **told)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 3 and "JAX_NUM_PROCESSES" in done.stderr

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models import vocabulary
 from models.vocabulary import vocabulary_cross_entropy, vocabulary_logits
 
 ENTRIES, WIDTH = 40, 8
@@ -76,3 +77,30 @@ def test_a_smoothed_target_is_spread_over_the_words_alone_and_so_is_its_gradient
     gradients = [jax.grad(lambda h, t, f=f: (f(h, t) * WEIGHTS).sum(), (0, 1))(HIDDEN, TABLE) for f in (ours, plain)]
     for mine, other in zip(*gradients, strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("bias", [BIAS, None], ids=["bias", "no bias"])
+def test_logits_that_are_too_large_are_made_in_parts_with_the_same_loss_hits_and_gradients(bias, monkeypatch):
+    def everything():
+        def total(hidden, table):
+            loss, hit = vocabulary_cross_entropy(hidden, table, bias, 37, LABELS, 0.1)
+            return (loss * WEIGHTS).sum(), (loss, hit)
+
+        gradients, outputs = jax.grad(total, (0, 1), has_aux=True)(HIDDEN, TABLE)
+        return *gradients, *outputs
+
+    whole = everything()
+    program = jax.jit(lambda h: vocabulary_cross_entropy(h, TABLE, bias, 37, LABELS)[0])
+    assert "while" not in program.lower(HIDDEN).as_text()
+    monkeypatch.setattr(vocabulary, "LARGEST", 4 * ENTRIES * 4)  # 15 rows: 5 parts of 3
+    assert vocabulary._parts(15, ENTRIES) == 5
+    for part, one in zip(everything(), whole, strict=True):
+        np.testing.assert_allclose(part, one, rtol=1e-5, atol=1e-6)
+
+
+def test_parts_are_as_few_as_fit_and_equal(monkeypatch):
+    monkeypatch.setattr(vocabulary, "LARGEST", 1000 * 4)
+    assert vocabulary._parts(100, 10) == 1
+    assert vocabulary._parts(101, 10) == 101, "a prime number of rows"
+    assert vocabulary._parts(120, 100) == 12
+    assert vocabulary._parts(7, 5000) == 7, "a row is the least"
