@@ -21,7 +21,15 @@ from errors import UserError
 
 EXPERIMENTS = {"bert_mlm": (bert_mlm, "wordpiece", "post"), "gpt_lm": (gpt_lm, "bpe", "pre")}
 FLAGS: dict[str, Any] = {"experiment": "bert_mlm", "sizes": "2x128,4x256,4x512", "rows": 32, "seq_len": 128}
-FLAGS |= {"dropout": 0.1, "steps": 30, "vocab": 8192, "dtype": "float32", "norm": "", "position": "learned"}
+FLAGS |= {
+    "dropout": 0.1,
+    "steps": 30,
+    "vocab": 8192,
+    "dtype": "float32",
+    "norm": "",
+    "position": "learned",
+    "scan": False,
+}
 
 
 def main(argv: list[str]) -> int:
@@ -38,6 +46,7 @@ def main(argv: list[str]) -> int:
         config.model.num_layers, config.model.hidden_size = int(match[1]), int(match[2])
         config.model.dropout = config.model.attention_dropout = flags["dropout"]
         config.model.norm, config.model.position = flags["norm"], flags["position"]
+        config.model.scan = flags["scan"]
         config.data.tokenizer, config.data.seq_len = f"{tokenizer}:{flags['vocab']}", flags["seq_len"]
         config.train.batch_size, config.dtype = flags["rows"], flags["dtype"]
         told = {name: value for name, value in flags.items() if name != "sizes"}

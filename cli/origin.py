@@ -24,7 +24,7 @@ from training.checkpoints import Checkpoints
 FIELD = "config.init_from"
 HUB = "hf:"
 # Fields of a model that say how it is trained, not what its weights mean: the command line may change them.
-FREE = ("dropout", "attention_dropout", "stochastic_depth", "initializer_range", "remat")
+FREE = ("dropout", "attention_dropout", "stochastic_depth", "initializer_range", "remat", "scan")
 # Fields that belong to a head, which the new run's own task decides on.
 OF_HEADS = ("pooler", "num_labels")
 # Fields that the new run's own pictures decide on.

@@ -6,8 +6,9 @@ Rows may be packed: `segment_ids` [batch, length] says which document a token be
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,7 @@ class TransformerConfig:
     stochastic_depth: float = 0.0  # share of the rows that the last layer's branches pass over; less below, 0 at first
     layer_scale: float = 0.0  # what each branch is multiplied with at first, channel by channel; 0: not at all
     remat: str = "none"  # what the way back computes anew, to save memory: none | dots, all but products | full, all
+    scan: bool = False  # compile one layer for all of them: deep models compile in the time of shallow ones
     layer_norm_epsilon: float = 1e-12
     initializer_range: float = 0.02
 
@@ -65,6 +67,8 @@ class TransformerConfig:
                 raise UserError(f"config.model.{name}", repr(getattr(self, name)), f"Choose {', '.join(choices)}.")
         if self.position == "rope" and (self.hidden_size // self.num_heads) % 2:
             raise UserError("config.model.position", "rope needs an even width per head", "Change num_heads.")
+        if self.scan and self.stochastic_depth:
+            raise UserError("config.model.scan", "true with stochastic_depth", "Layers that differ are not one.")
         if not self.layer_scale >= 0:
             raise UserError("config.model.layer_scale", self.layer_scale, "Give a small number such as 0.1, or 0.")
         for name in ("dropout", "attention_dropout", "stochastic_depth"):
@@ -308,7 +312,7 @@ class Stack(nnx.Module):
     """
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs, *, causal: bool = False, crosses: bool = False):
-        self.causal, self.remat = causal, config.remat
+        self.causal, self.remat, self.scan = causal, config.remat, config.scan
         shares = [config.stochastic_depth * i / max(1, config.num_layers - 1) for i in range(config.num_layers)]
         self.layers = nnx.List([Block(config, rngs, crosses, share) for share in shares])
         self.norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_epsilon) if config.norm == "pre" else None
@@ -331,25 +335,32 @@ class Stack(nnx.Module):
             memory: of a crossing stack; a place sees the memory's places of its own segment.
             watched: the attention probabilities of each layer are added to it.
         """
-        states = [x]
-        kept = REMAT[self.remat]
-        for i, layer in enumerate(self.layers):
-            asked = places if i == len(self.layers) - 1 else None
+
+        def apply(layer: Block, x: Array, i: Array | int, asked: Array | None = None) -> Array:
             segments = _take(segment_ids, asked)
             # Padding is a segment too (0) and sees itself, so that no row of the softmax is empty.
             visible = _alike(segments, segment_ids)
             if self.causal:
-                number = jnp.arange(x.shape[1])
+                number = jnp.arange(segment_ids.shape[1])
                 at = number[None] if asked is None else asked
                 visible &= (at[:, :, None] >= number)[:, None]
             across = None if memory is None else layer.remember(memory.hidden)
             there = None if memory is None else _alike(segments, memory.segment_ids)
             layer_key = None if key is None else jax.random.fold_in(key, i)
-            arguments = states[-1], visible, positions, layer_key, asked, across, there
+            return layer(x, visible, positions, layer_key, asked, across, there, watched)
+
+        def run(layer: Block, *given: Any) -> Array:
             if self.remat == "none" or watched is not None:
-                states.append(layer(*arguments, watched))
-            else:
-                states.append(jax.checkpoint(lambda *given, of=layer: of(*given), policy=kept)(*arguments))
+                return apply(layer, *given)
+            return jax.checkpoint(functools.partial(apply, layer), policy=REMAT[self.remat])(*given)
+
+        states, layers = [x], list(self.layers)
+        # The last one is not like the others where it is asked at some places alone.
+        alike = len(layers) - (places is not None) if self.scan and watched is None else 0
+        if alike > 1:
+            states += _scan(run, layers[:alike], x)
+        for i, layer in list(enumerate(layers))[len(states) - 1 :]:
+            states.append(run(layer, states[-1], i, places if i == len(layers) - 1 else None))
         if self.norm is not None:
             states[-1] = self.norm(states[-1])
         return states
@@ -382,6 +393,20 @@ def empty_caches(config: TransformerConfig, batch: int, slots: int, dtype: jnp.d
     heads, head_dim = config.num_heads, config.hidden_size // config.num_heads
     keys, values = (batch, heads, head_dim, slots), (batch, heads, slots, head_dim)
     return [Cache(jnp.zeros(keys, dtype), jnp.zeros(values, dtype)) for _ in range(config.num_layers)]
+
+
+def _scan(run: Callable[..., Array], layers: Sequence[Block], x: Array) -> list[Array]:
+    """The output of each of these layers, `run(layer, x, i)`, one behind the other in a loop of one program."""
+    graphdef = nnx.split(layers[0])[0]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(nnx.split(layer)[1] for layer in layers))
+
+    def step(x: Array, numbered: tuple[Any, Array]) -> tuple[Array, Array]:
+        state, i = numbered
+        x = run(nnx.merge(graphdef, state), x, i)
+        return x, x
+
+    _, outputs = jax.lax.scan(step, x, (stacked, jnp.arange(len(layers))))
+    return list(outputs)
 
 
 def _alike(asking: Array, seen: Array) -> Array:

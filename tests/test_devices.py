@@ -66,21 +66,31 @@ def two(smoke, tmp_path):
 
 MESHES = {
     "data 8": [],
-    "data 8, rotary": ["--config.model.position=rope"],
     "fsdp 8": ["--config.mesh.data=1", "--config.mesh.fsdp=8"],
     "data 4, tensor 2": ["--config.mesh.tensor=2"],
     "data 2, fsdp 2, tensor 2": ["--config.mesh.fsdp=2", "--config.mesh.tensor=2"],
 }
 
 
+@pytest.fixture(scope="module")
+def one(corpus, tmp_path_factory) -> Path:
+    """The run on one device that those on several are compared with; the arguments stand in `several`."""
+    run = tmp_path_factory.mktemp("one") / "run"
+    assert train.main([*several(corpus), f"--workdir={run}"]) == 0
+    return run
+
+
+def several(corpus: Path) -> list[str]:
+    words = ["train.py", "--config=configs/bert_mlm.py:smoke", f"--config.data.train=text:{corpus}"]
+    words += ["--config.data.tokenizer=wordpiece:128", "--config.model.num_heads=2", "--config.model.position=rope"]
+    return [*words, "--config.train.log_every=1"]
+
+
 @pytest.mark.parametrize("mesh", MESHES)
-def test_eight_devices_give_the_losses_of_one_on_any_mesh(smoke, tmp_path, mesh, command):
+def test_eight_devices_give_the_losses_of_one_on_any_mesh(one, corpus, tmp_path, mesh, command):
     """Dropout included: its masks belong to the elements of the whole batch, not to a device."""
-    words = [*smoke, "--config.train.log_every=1", "--config.model.num_heads=2"]
-    words += [word for word in MESHES[mesh] if word.startswith("--config.model")]
-    one, eight = tmp_path / "one", tmp_path / "eight"
-    assert train.main([*words, f"--workdir={one}"]) == 0
-    done = command(*words, *MESHES[mesh], f"--workdir={eight}", env=os.environ | EIGHT)
+    eight = tmp_path / "eight"
+    done = command(*several(corpus), *MESHES[mesh], f"--workdir={eight}", env=os.environ | EIGHT)
     assert done.returncode == 0, done.stderr
     assert "8 × cpu" in done.stdout
     np.testing.assert_allclose(losses_of(one), losses_of(eight), rtol=1e-5)
@@ -114,13 +124,16 @@ def test_a_run_goes_on_with_another_number_of_devices_and_of_processes_and_gives
     np.testing.assert_allclose(losses_of(one), losses_of(moved), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("count", "mesh"), [(1, []), (4, ["--config.mesh.data=1", "--config.mesh.fsdp=8"])])
-def test_two_processes_as_on_two_hosts_give_the_losses_of_one_and_only_the_first_writes(smoke, tmp_path, count, mesh):
-    words = [*smoke, "--config.train.log_every=1"]
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert train.main([*words, f"--workdir={one}"]) == 0
+@pytest.mark.parametrize(
+    ("count", "mesh"),
+    [(1, []), pytest.param(4, ["--config.mesh.data=1", "--config.mesh.fsdp=8"], marks=pytest.mark.slow)],
+)
+def test_two_processes_as_on_two_hosts_give_the_losses_of_one_and_only_the_first_writes(
+    one, corpus, tmp_path, count, mesh
+):
+    two = tmp_path / "two"
     flags = f"--xla_force_host_platform_device_count={count}"
-    processes = start_two([*words, *mesh, f"--workdir={two}"], **(EIGHT | {"XLA_FLAGS": flags}))
+    processes = start_two([*several(corpus), *mesh, f"--workdir={two}"], **(EIGHT | {"XLA_FLAGS": flags}))
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(error for _, error in outputs)
     assert f"{2 * count} × cpu" in outputs[0][0] and "step" not in outputs[1][0]

@@ -16,21 +16,21 @@ import train
 from data.pipeline import TrainBatches
 from training.checkpoints import Checkpoints
 
-STEPS = 24
+STEPS = 16
 BATCH = 8
-# Some 100 rows each: a first epoch ends after some 12 steps.
+# Some 70 rows each: a first epoch ends after some 9 steps.
 EXPERIMENTS = {
-    "mlm": ["--config=configs/bert_mlm.py:smoke", "--config.data.limit=40", "--config.data.tokenizer=wordpiece:128"],
-    "fine-tuning": ["--config=configs/bert_classify.py:smoke", "--config.data.limit=160", "--config.train.epochs=0"],
+    "mlm": ["--config=configs/bert_mlm.py:smoke", "--config.data.limit=28", "--config.data.tokenizer=wordpiece:128"],
+    "fine-tuning": ["--config=configs/bert_classify.py:smoke", "--config.data.limit=110", "--config.train.epochs=0"],
     "translation": [
         "--config=configs/transformer_mt.py:smoke",
         "--config.data.tokenizer=unigram:512",
-        "--config.data.limit=100",
+        "--config.data.limit=70",
     ],
-    "gpt": ["--config=configs/gpt_lm.py:smoke", "--config.data.limit=40", "--config.data.tokenizer=bpe:512"],
-    "pictures": ["--config=configs/vit_classify.py:smoke", "--config.data.limit=100"],
-    "batch-norm": ["--config=configs/vit_classify.py:smoke", "--config.data.limit=100", "--config.model.name=resnet"],
-    "vae": ["--config=configs/vae.py:smoke", "--config.data.limit=100"],
+    "gpt": ["--config=configs/gpt_lm.py:smoke", "--config.data.limit=28", "--config.data.tokenizer=bpe:512"],
+    "pictures": ["--config=configs/vit_classify.py:smoke", "--config.data.limit=70"],
+    "batch-norm": ["--config=configs/vit_classify.py:smoke", "--config.data.limit=70", "--config.model.name=resnet"],
+    "vae": ["--config=configs/vae.py:smoke", "--config.data.limit=70"],
 }
 
 
@@ -56,7 +56,7 @@ def experiment(corpus, labelled, pairs, pretrained):
         "batch-norm": ["--config.model.depths=(1,1)", "--config.model.widths=(8,16)"],
     }
     every = [f"--config.train.{name}={value}" for name, value in (("steps", STEPS), ("batch_size", BATCH))]
-    every += ["--config.train.checkpoint_every=1", "--config.train.keep=99", "--config.train.eval_every=12"]
+    every += ["--config.train.checkpoint_every=1", "--config.train.keep=99", "--config.train.eval_every=8"]
     return lambda name: ["train.py", *EXPERIMENTS[name], *own.get(name, []), *every]
 
 

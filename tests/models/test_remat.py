@@ -1,4 +1,4 @@
-"""Computing a layer's inside anew on the way back: the same numbers in less memory."""
+"""Computing a layer's inside anew on the way back, and one program for all layers: the same numbers."""
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +17,16 @@ BATCH = {
 }
 
 
-def make(remat: str):
-    config = BertConfig(num_layers=6, hidden_size=64, num_heads=4, vocab_size=96, max_positions=64, remat=remat)
+def make(remat: str = "none", scan: bool = False, places=None):
+    config = BertConfig(
+        num_layers=6, hidden_size=64, num_heads=4, vocab_size=96, max_positions=64, remat=remat, scan=scan
+    )
     graphdef, _, _ = parameters.structure(lambda rngs: BertForMaskedLM(config, rngs))
     params, model_state = parameters.initialize(lambda rngs: BertForMaskedLM(config, rngs), jax.random.key(0))
 
     def loss(params, key):
         model = nnx.merge(graphdef, params, model_state)
-        return jnp.square(model.hidden_states(BATCH, key)[-1] - 1).mean()
+        return jnp.square(model.hidden_states(BATCH, key, places)[-1] - 1).mean()
 
     return jax.jit(jax.value_and_grad(loss)), params
 
@@ -58,3 +60,29 @@ def test_less_is_kept_when_it_is_computed_anew(found):
 def test_another_word_is_refused():
     with pytest.raises(UserError, match="config.model.remat: 'some'"):
         BertConfig(remat="some")
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("places", [None, jnp.tile(jnp.array([0, 9]), (8, 1))], ids=["all", "some places"])
+def test_layers_in_a_loop_give_the_same_loss_and_gradient_with_dropout(remat, places):
+    (plain, params), (looped, _) = make(places=places), make(remat, scan=True, places=places)
+    assert "while" in looped.lower(params, jax.random.key(1)).as_text()
+    expected, found = (function(params, jax.random.key(1)) for function in (plain, looped))
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
+    for ours, other in zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1]), strict=True):
+        np.testing.assert_allclose(ours, other, rtol=1e-4, atol=1e-7)
+
+
+def test_layers_in_a_loop_give_every_hidden_state():
+    states = []
+    for scan in (False, True):
+        config = BertConfig(num_layers=4, hidden_size=32, num_heads=2, vocab_size=96, max_positions=64, scan=scan)
+        states.append(BertForMaskedLM(config, nnx.Rngs(0)).hidden_states(BATCH))
+    assert len(states[0]) == len(states[1]) == 5
+    for plain, looped in zip(*states, strict=True):
+        np.testing.assert_allclose(looped, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_layers_that_differ_are_not_looped():
+    with pytest.raises(UserError, match="config.model.scan"):
+        BertConfig(scan=True, stochastic_depth=0.1)
