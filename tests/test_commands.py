@@ -168,7 +168,11 @@ def test_sentencepiece_goes_the_whole_way(smoke, tmp_path, tokenizer, capsys):
     assert len(result["masks"]) == 1 and len(result["masks"][0]) == 4
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "rmsprop", "adam", "lion", "lamb", "adafactor"])
+@pytest.mark.parametrize(
+    "name",
+    ["adamw", "sgd", "adafactor"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("rmsprop", "adam", "lion", "lamb")],
+)
 def test_every_optimizer_trains_by_name(smoke, tmp_path, name):
     words = [
         *smoke,

@@ -71,7 +71,12 @@ def records(run: Path) -> list[tuple]:
     return [(record["step"], record["split"], record["loss"]) for record in found]
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+SLOW = ("batch-norm", "vae")  # as pictures, but for what tests/training/test_frozen_norms.py looks at too
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in EXPERIMENTS]
+)
 def test_a_run_goes_on_to_the_bit_from_amid_an_epoch_from_its_edge_and_from_amid_a_save(
     name, experiment, tmp_path, monkeypatch
 ):
