@@ -172,7 +172,6 @@ def train(command: configs.Command, lock: workdir.Lock, stop: StopSignal, starte
     logbook.text("parameters", parameters.table(state["params"]), step)
 
     # ---- The compiled step. The totals add up on the device; they are fetched at each log and nowhere else.
-    every = config.train.histogram_every
     rows_here = config.train.batch_size // jax.process_count()
     batch = sharding.put_batch(train_rows.load(np.full(rows_here, -1), np.zeros(rows_here, int)), mesh)
 
@@ -196,6 +195,19 @@ def train(command: configs.Command, lock: workdir.Lock, stop: StopSignal, starte
     progress = Progress(step, config.train.steps, quiet=quiet)
     meter = Meter()
 
+    count_histograms: Any = None  # compiled when first due, for the phase
+    counted: dict[int, Any] = {}  # the histograms of a step since the last log
+
+    def take_histograms(arrays: Any) -> None:
+        nonlocal count_histograms
+        if count_histograms is None:
+            meter.stop()
+            begun = time.perf_counter()
+            count_histograms = run.histograms(phase).lower(state, arrays).compile()
+            progress.say(f"step {step:>6}: compiled the histograms in {time.perf_counter() - begun:.1f} s")
+            meter.start()
+        counted[step] = count_histograms(state, arrays)
+
     def log(totals: Any, interval: int) -> Findings:
         """Writes the training record of the last `interval` steps; returns what they were like."""
         fetched = jax.device_get(totals)
@@ -215,9 +227,10 @@ def train(command: configs.Command, lock: workdir.Lock, stop: StopSignal, starte
         if found.spikes:
             values["loss_spikes"] = len(found.spikes)
         logbook.scalars(step, "train", values)
-        if every and step // every > (step - interval) // every:
-            for tag, tree in fetched["histograms"].items():
-                logbook.histograms(step // every * every, tag, tree)
+        while counted:
+            at, histograms = counted.popitem()
+            for tag, tree in jax.device_get(histograms).items():
+                logbook.histograms(at, tag, tree)
         progress.train(step, values, (config.train.steps - step) * seconds / interval)
         for what, steps in (("is not finite, and left out", found.bad), ("leaps", found.spikes)):
             if steps and not found.lost:
@@ -249,7 +262,7 @@ def train(command: configs.Command, lock: workdir.Lock, stop: StopSignal, starte
 
     def go_back(reason: str) -> bool:
         """To the newest checkpoint, if there is one; the batches that were read since then are left out."""
-        nonlocal state, step, phase, compiled_step, empty
+        nonlocal state, step, phase, compiled_step, empty, count_histograms
         checkpoints.wait()
         newest, rollbacks = checkpoints.newest_whole(progress.say, set_aside=True), health.rollbacks + 1
         if newest is None:
@@ -260,8 +273,9 @@ def train(command: configs.Command, lock: workdir.Lock, stop: StopSignal, starte
         health.rollbacks = rollbacks
         step = newest
         if phase_at(run.phases, step) != phase:
-            phase = phase_at(run.phases, step)
+            phase, count_histograms = phase_at(run.phases, step), None
             compiled_step, empty = compile_step(phase)
+        counted.clear()
         logbook.go_back(step)
         progress.go_back(step)
         meter.start()
@@ -284,7 +298,10 @@ def train(command: configs.Command, lock: workdir.Lock, stop: StopSignal, starte
         if step == 0:
             for name, pixels in task.batch_pictures(arrays).items():
                 logbook.picture(step, f"train/{name}", pixels)
-        state, totals = compiled_step(state, totals, sharding.put_batch(arrays, mesh))
+        placed = sharding.put_batch(arrays, mesh)
+        if step and _due(step, config.train.histogram_every):
+            take_histograms(placed)
+        state, totals = compiled_step(state, totals, placed)
         step, interval = step + 1, interval + 1
         progress.advance()
         stopping = stop.due(step)  # looked at once a step, so that what is said below was saved
@@ -316,7 +333,7 @@ def train(command: configs.Command, lock: workdir.Lock, stop: StopSignal, starte
             if owes_evaluation:  # of this step's state, which therefore is saved
                 stopping, last = stop.number, True
             if step == phase.end:
-                phase = phase_at(run.phases, step)
+                phase, count_histograms = phase_at(run.phases, step), None
                 state = enter_phase(state, run.optimizer(phase))
                 progress.say(f"step {step:>6}/{config.train.steps} a new phase of config.optimizer.phases begins")
                 if not last:

@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
     bare = prepare(bert_mlm.get_config(flags["variant"]))
     ready = [bare.put(next(bare.feed)[1]) for _ in range(8)]
     state = bare.state
+    count = bare.run.histograms(bare.run.phases[0]).lower(state, ready[0]).compile()
     seconds: dict[str, list[float]] = {"bare": [], "whole": []}
     saving, checksums = 0.0, []  # seconds
     with tempfile.TemporaryDirectory() as folder:
@@ -54,8 +55,8 @@ def main(argv: list[str]) -> int:
             logbook.scalars(step, "train", bare.task.metrics(sums))
             if block % BLOCKS_A_CHECKPOINT == BLOCKS_A_CHECKPOINT - 1:
                 begin = time.perf_counter()
-                logbook.histograms(step, "parameters", jax.device_get(totals)["histograms"]["parameters"])
-                logbook.histograms(step, "gradients", jax.device_get(totals)["histograms"]["gradients"])
+                for tag, tree in jax.device_get(count(state, ready[0])).items():
+                    logbook.histograms(step, tag, tree)
                 checkpoints.save(state, bare.feed.get_state())
                 checkpoints.wait()
                 saving += time.perf_counter() - begin

@@ -11,7 +11,7 @@ from models.lora import Lora
 from training import optimizer as optimizers
 from training import sharding
 from training.phases import Phase, PhaseOptimizer, chosen_rules, make_phases
-from training.step import create_state, empty_totals, evaluated_params, make_train_step
+from training.step import create_state, empty_totals, evaluated_params, make_histograms, make_train_step
 
 
 class Run(NamedTuple):
@@ -24,7 +24,7 @@ class Run(NamedTuple):
         phases: what is trained from which step on.
         model: the module of a state.
         layout: where the state lies.
-        optimizer, fresh_state: of a phase.
+        optimizer, histograms, fresh_state: of a phase.
         lower: `(phase, state, batch) -> (lowered, totals)`: the step of a phase, to be compiled, and the totals that it
             begins each interval with; of state and batch shapes with shardings will do.
     """
@@ -38,6 +38,7 @@ class Run(NamedTuple):
     layout: sharding.Layout
     optimizer: Callable[[Phase], PhaseOptimizer]
     lower: Callable[[Phase, Any, Any], tuple[Any, Any]]
+    histograms: Callable[[Phase], Any]
     fresh_state: Callable[[Phase], Any]
 
 
@@ -73,23 +74,28 @@ def assemble(config: Any, task: Any, mesh: sharding.Mesh) -> Run:
     def optimizer(phase: Phase) -> PhaseOptimizer:
         return PhaseOptimizer(core, phase)
 
+    def forward_of(phase: Phase) -> Callable[..., Any]:
+        return layout.gathering(parameters.functional(graphdef, task.loss, lora, trained=phase.rates))
+
     def train_step(phase: Phase) -> Callable[..., Any]:
         return make_train_step(
-            layout.gathering(parameters.functional(graphdef, task.loss, lora, trained=phase.rates)),
+            forward_of(phase),
             optimizer(phase),
             schedule,
             seed=config.seed,
             clip_norm=chosen.clip_norm,
             accumulate=config.train.accumulate,
-            histogram_every=config.train.histogram_every,
             ema=config.train.ema,
         )
 
     def lower(phase: Phase, state: Any, batch: Any) -> tuple[Any, Any]:
-        settings = config.train.log_every, config.train.histogram_every
-        empty = sharding.put_replicated(empty_totals(forward, state, batch, phase, *settings), mesh)
+        empty = sharding.put_replicated(empty_totals(forward, state, batch, config.train.log_every), mesh)
         where = layout.of(state), sharding.replicated(mesh)
         return jax.jit(train_step(phase), donate_argnums=0, out_shardings=where).lower(state, empty, batch), empty
+
+    def histograms(phase: Phase) -> Any:
+        count = make_histograms(forward_of(phase), phase, seed=config.seed, accumulate=config.train.accumulate)
+        return jax.jit(count, out_shardings=sharding.replicated(mesh))
 
     def fresh_state(phase: Phase) -> Any:
         params, model_state = parameters.initialize(task.build, key)
@@ -106,5 +112,6 @@ def assemble(config: Any, task: Any, mesh: sharding.Mesh) -> Run:
         layout=layout,
         optimizer=optimizer,
         lower=lower,
+        histograms=histograms,
         fresh_state=fresh_state,
     )

@@ -23,7 +23,7 @@ def train(steps: int, ema: float, targets) -> list[dict]:
     states = [state]
     for number in range(steps):
         batch = {"target": jnp.asarray(targets[number])}
-        state, _ = step(state, empty_totals(forward, state, batch, phase), batch)
+        state, _ = step(state, empty_totals(forward, state, batch), batch)
         states.append(state)
     return states
 

@@ -51,7 +51,7 @@ def train(own_rules, own_phases=(), steps=6, core=None, **settings):
         if step == phase.start and step:
             state = enter_phase(state, PhaseOptimizer(core, phase))
         function = make_train_step(forward, PhaseOptimizer(core, phase), lambda step: 0.01, seed=0, **settings)
-        state, totals = jax.jit(function)(state, empty_totals(forward, state, batch(0), phase), batch(step))
+        state, totals = jax.jit(function)(state, empty_totals(forward, state, batch(0)), batch(step))
         norms.append(float(totals["gradient_norm"]))
     return state, norms
 
@@ -90,7 +90,7 @@ def test_no_operations_are_compiled_for_what_is_frozen():
         optimizer = PhaseOptimizer(optax.scale_by_adam(), phase)
         state = create_state(params(), {}, optimizer)
         step = make_train_step(forward, optimizer, lambda step: 0.01, seed=0)
-        arguments = state, empty_totals(forward, state, batch(0), phase), batch(0)
+        arguments = state, empty_totals(forward, state, batch(0)), batch(0)
         analysis = jax.jit(step).lower(*arguments).compile().cost_analysis()
         return (analysis[0] if isinstance(analysis, list) else analysis)["flops"]
 

@@ -5,7 +5,15 @@ import optax
 import pytest
 
 from training.phases import PhaseOptimizer, make_phases
-from training.step import all_finite, create_state, empty_totals, evaluate, make_eval_step, make_train_step
+from training.step import (
+    all_finite,
+    create_state,
+    empty_totals,
+    evaluate,
+    make_eval_step,
+    make_histograms,
+    make_train_step,
+)
 
 PARAMS = {"kernel": jnp.linspace(-1.0, 1.0, 6).reshape(3, 2), "bias": jnp.zeros(2)}
 
@@ -30,12 +38,11 @@ def batch(rows=8, seed=0):
 
 def run(batches, **settings):
     optimizer = over_all(optax.scale_by_adam())
-    histogram_every = settings.get("histogram_every", 0)
     traced = []
     train_step = make_train_step(forward, optimizer, lambda step: 0.1, seed=0, **settings)
     step = jax.jit(lambda *arguments: traced.append(1) or train_step(*arguments))
     state = create_state(PARAMS, {}, optimizer)
-    totals = empty_totals(forward, state, batches[0], optimizer.phase, log_every=4, histogram_every=histogram_every)
+    totals = empty_totals(forward, state, batches[0], log_every=4)
     for rows in batches:
         state, totals = step(state, totals, rows)
     assert len(traced) == 1, "one compilation for all steps"
@@ -72,7 +79,7 @@ def test_clipping_bounds_the_global_norm_and_keeps_the_direction():
     for clip_norm in (0.0, 0.01):
         step = make_train_step(forward, optimizer, lambda step: 1.0, seed=0, clip_norm=clip_norm)
         state = create_state(PARAMS, {}, optimizer)
-        new, _ = step(state, empty_totals(forward, state, rows, optimizer.phase), rows)
+        new, _ = step(state, empty_totals(forward, state, rows), rows)
         updates.append(
             np.concatenate(
                 [np.ravel(a - b) for a, b in zip(*map(jax.tree.leaves, (PARAMS, new["params"])), strict=True)]
@@ -124,23 +131,32 @@ def test_a_batch_of_weight_zero_changes_nothing_and_is_no_division_by_zero():
     optimizer = over_all(optax.identity())
     step = make_train_step(forward, optimizer, lambda step: 1.0, seed=0)
     state = create_state(PARAMS, {}, optimizer)
-    new, totals = step(state, empty_totals(forward, state, empty, optimizer.phase), empty)
+    new, totals = step(state, empty_totals(forward, state, empty), empty)
     np.testing.assert_array_equal(new["params"]["kernel"], PARAMS["kernel"])
     assert np.isfinite(totals["losses"]).all()
 
 
-def test_histograms_count_every_parameter_at_their_step_and_stay_until_the_next():
-    state, totals = run([batch(seed=seed) for seed in range(3)], histogram_every=2)
-    counted = totals["histograms"]["parameters"]["kernel"]
-    assert int(counted["counts"].sum()) == 6
-    after_two, _ = run([batch(seed=seed) for seed in range(2)])
-    kernel = np.asarray(after_two["params"]["kernel"])
-    assert float(counted["low"]) == pytest.approx(kernel.min()) and float(counted["high"]) == pytest.approx(
-        kernel.max()
-    )
-    width = (kernel.max() - kernel.min()) / 64
-    bins = np.clip(((kernel - kernel.min()) / width).astype(int), 0, 63)
-    np.testing.assert_array_equal(np.asarray(counted["counts"]), np.bincount(bins.ravel(), minlength=64))
+def test_histograms_count_every_parameter_and_the_gradient_of_the_step_that_comes():
+    state, _ = run([batch(seed=seed) for seed in range(2)])
+    rows = batch(seed=2)
+
+    def mean(params):
+        sums, _ = forward(params, {}, rows, None)
+        return sums["loss"] / sums["weight"]
+
+    expected = {"parameters": state["params"], "gradients": jax.grad(mean)(state["params"])}
+    for accumulate in (1, 2):
+        phase = over_all(optax.identity()).phase
+        counted = make_histograms(forward, phase, seed=0, accumulate=accumulate)(state, rows)
+        for what, tree in expected.items():
+            kernel, found = np.asarray(tree["kernel"]), counted[what]["kernel"]
+            assert float(found["low"]) == pytest.approx(kernel.min(), rel=1e-4)
+            assert float(found["high"]) == pytest.approx(kernel.max(), rel=1e-4)
+            assert float(found["sum"]) == pytest.approx(kernel.sum(), rel=1e-3, abs=1e-5)
+            width = (kernel.max() - kernel.min()) / 64
+            bins = np.clip(((kernel - kernel.min()) / width).astype(int), 0, 63)
+            if accumulate == 1:
+                np.testing.assert_array_equal(np.asarray(found["counts"]), np.bincount(bins.ravel(), minlength=64))
 
 
 def test_an_evaluation_in_several_batches_gives_the_sums_and_outputs_of_one():
