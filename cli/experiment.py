@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
+from errors import UserError
 from models import parameters
 from models.lora import Lora
 from training import optimizer as optimizers
@@ -48,6 +49,9 @@ def assemble(config: Any, task: Any, mesh: sharding.Mesh) -> Run:
     graphdef, shapes, state_shapes = parameters.structure(task.build)
     lora = Lora(**config.lora)
     shapes = jax.eval_shape(lora.add, shapes, key)
+    split, heads = mesh.shape[sharding.TENSOR], getattr(task.model_config, "num_heads", 0)
+    if heads % split:
+        raise UserError("config.mesh.tensor", f"{split} does not divide {heads} heads", "Give a number that does.")
     layout = sharding.lay_out(mesh, shapes)
     forward = parameters.functional(graphdef, task.loss, lora)
     chosen = config.optimizer

@@ -130,3 +130,21 @@ def check_step() -> Callable[..., None]:
         assert counted["sums"]["loss"].dtype == np.float32
 
     return check
+
+
+@pytest.fixture(scope="session")
+def several(corpus) -> list[str]:
+    """The arguments of the run that tests of several devices and processes compare, every step in the log."""
+    words = ["train.py", "--config=configs/bert_mlm.py:smoke", f"--config.data.train=text:{corpus}"]
+    words += ["--config.data.tokenizer=wordpiece:128", "--config.model.num_heads=2", "--config.model.position=rope"]
+    return [*words, "--config.train.log_every=1"]
+
+
+@pytest.fixture(scope="session")
+def one(several, tmp_path_factory) -> Path:
+    """That run on one device."""
+    import train
+
+    run = tmp_path_factory.mktemp("one") / "run"
+    assert train.main([*several, f"--workdir={run}"]) == 0
+    return run

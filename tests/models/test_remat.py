@@ -17,7 +17,7 @@ BATCH = {
 }
 
 
-def make(remat: str = "none", scan: bool = False, places=None):
+def make(remat: str = "none", scan: bool = False, places=None, layers: int = 6):
     config = BertConfig(
         num_layers=6, hidden_size=64, num_heads=4, vocab_size=96, max_positions=64, remat=remat, scan=scan
     )
@@ -62,10 +62,10 @@ def test_another_word_is_refused():
         BertConfig(remat="some")
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("remat", ["none", pytest.param("full", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("places", [None, jnp.tile(jnp.array([0, 9]), (8, 1))], ids=["all", "some places"])
 def test_layers_in_a_loop_give_the_same_loss_and_gradient_with_dropout(remat, places):
-    (plain, params), (looped, _) = make(places=places), make(remat, scan=True, places=places)
+    (plain, params), (looped, _) = make(places=places, layers=3), make(remat, True, places, layers=3)
     assert "while" in looped.lower(params, jax.random.key(1)).as_text()
     expected, found = (function(params, jax.random.key(1)) for function in (plain, looped))
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
