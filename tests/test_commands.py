@@ -62,6 +62,18 @@ def test_from_text_to_fillers_as_a_user_types_it(smoke, tmp_path, command):
     assert again.returncode == 0 and "nothing left to do" in again.stdout
 
 
+def test_histograms_are_written_when_due_of_all_parameters_and_of_the_gradients_of_what_is_trained(smoke, monkeypatch):
+    written = {}
+    monkeypatch.setattr(train.Logbook, "histograms", lambda self, step, tag, tree: written.update({(step, tag): tree}))
+    words = ["--config.train.histogram_every=8", "--config.train.steps=17", "--config.train.eval_every=0"]
+    words += ["--config.optimizer.rules=(('embeddings/.*','freeze'),('.*',1.0))"]
+    assert train.main([*smoke, *words]) == 0
+    assert written.keys() == {(step, tag) for step in (8, 16) for tag in ("parameters", "gradients")}
+    parameters, gradients = written[8, "parameters"], written[8, "gradients"]
+    assert "embeddings" in parameters and "embeddings" not in gradients and "encoder" in gradients
+    assert int(parameters["embeddings"]["word"]["embedding"]["counts"].sum()) == 128 * 32
+
+
 def test_a_mistake_leaves_with_status_2_and_no_traceback(smoke, tmp_path, command):
     done = command(*smoke, "--config.model.num_heads=5")
     assert done.returncode == 2 and not (tmp_path / "run").exists()
