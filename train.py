@@ -264,6 +264,7 @@ def train(command: configs.Command, lock: workdir.Lock, stop: StopSignal, starte
         """To the newest checkpoint, if there is one; the batches that were read since then are left out."""
         nonlocal state, step, phase, compiled_step, empty, count_histograms
         checkpoints.wait()
+        sharding.meet("the checkpoint has its name")  # which the first process has given it; all shall find the same
         newest, rollbacks = checkpoints.newest_whole(progress.say, set_aside=True), health.rollbacks + 1
         if newest is None:
             return False

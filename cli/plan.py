@@ -49,7 +49,8 @@ def describe(config: Any, task: Any, run: Run, mesh: Any, batch: Mapping[str, np
 def _parameters(config: Any, run: Run, phase: Any) -> Iterator[str]:
     """A line for each: shape, type, where it is split, at what share of the rate it is trained, whether it decays."""
     shapes = parameters.flatten(run.shapes)
-    decays = dict(zip(shapes, jax.tree.leaves(_decays(config, run.shapes)), strict=True))
+    matched = rules.match(config.optimizer.decay_rules, run.shapes, "config.optimizer.decay_rules")
+    decays = dict(zip(shapes, jax.tree.leaves(matched), strict=True))
     width = max(map(len, shapes))
     yield f"{'parameter':{width}}  {'shape':16} {'dtype':8} {'split':18} {'rate':7} decays"
     for path, leaf in shapes.items():
@@ -65,10 +66,6 @@ def _parameters(config: Any, run: Run, phase: Any) -> Iterator[str]:
             shown = ", ".join(f"{path} {list(shapes[path].shape)}" for path in whole[:3]) + (" …" if whole[3:] else "")
             size = run.layout.mesh.shape[axis]
             yield f"whole along {axis}, whose {size} divides none of their dimensions: {len(whole)}: {shown}"
-
-
-def _decays(config: Any, shapes: Any) -> Any:
-    return rules.match(config.optimizer.decay_rules, shapes, "config.optimizer.decay_rules")
 
 
 def _rows(config: Any, batch: Mapping[str, np.ndarray]) -> str:

@@ -117,6 +117,27 @@ def test_a_leap_of_the_loss_is_counted_and_told_and_where_asked_the_run_goes_bac
     assert "the loss leaped in step 66: back to step 60" in capsys.readouterr().out
 
 
+def all_but_undone(arrays):
+    """Half of the rows count against the other half: a finite loss with a gradient far above the usual."""
+    weights = arrays["predict_weights"].copy()
+    weights[::2] *= -0.9
+    return {"predict_weights": weights}
+
+
+def test_parameters_that_overflow_in_a_step_whose_loss_is_finite_are_never_saved(smoke, tmp_path, spoil, capsys):
+    spoil({0}, all_but_undone)
+    words = ["--config.optimizer.name=sgd", "--config.optimizer.schedule=constant", "--config.optimizer.clip_norm=0"]
+    words += [
+        "--config.optimizer.learning_rate=3e38",
+        "--config.optimizer.warmup_steps=0",
+        "--config.train.log_every=1",
+    ]
+    words += ["--config.train.checkpoint_every=1", "--config.optimizer.b1=0", "--config.optimizer.weight_decay=0"]
+    assert train.main([*smoke, *words]) == 3
+    assert "parameters or moments are not finite behind step 0" in capsys.readouterr().err
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == []
+
+
 def test_parameters_that_overflow_are_never_saved(smoke, tmp_path, capsys):
     words = ["--config.optimizer.name=sgd", "--config.optimizer.schedule=constant", "--config.train.checkpoint_every=1"]
     words += ["--config.optimizer.learning_rate=3e38", "--config.optimizer.clip_norm=0", "--config.train.log_every=10"]

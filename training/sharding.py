@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -23,6 +22,7 @@ from training import rules
 
 AXES = DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
 ROWS = PartitionSpec((DATA, FSDP))
+ANEW = ("sharding_constraint", "convert_element_type")  # what makes gathered parameters, which are not kept
 
 # Which dimension of a parameter the axis `tensor` splits; first match over parameter paths. Heads and inner width are
 # split, so that a block communicates twice: behind its attention and behind its feed-forward.
@@ -109,8 +109,9 @@ class Layout:
         def gathered(params: Any, *arguments: Any) -> Any:
             return forward(rules.map_paths(self._gather, params), *arguments)
 
-        # Else what was gathered would be kept for the gradient, and every device hold the whole model after all.
-        return jax.checkpoint(gathered, policy=jax.checkpoint_policies.save_anything_except_these_names(FSDP))
+        # Else what was gathered, or a narrower copy of it, would be kept for the gradient, and every device hold the
+        # whole model after all.
+        return jax.checkpoint(gathered, policy=lambda made_by, *_, **__: made_by.name not in ANEW)
 
     def _gather(self, path: str, leaf: jax.Array) -> jax.Array:
         split = self.specs[path]
@@ -127,8 +128,9 @@ class Layout:
         def scatter(_: None, gradient: jax.Array) -> tuple[jax.Array]:
             return (jax.lax.with_sharding_constraint(gradient, here),)
 
-        gather.defvjp(lambda x: (gather(x), None), scatter)
-        return checkpoint_name(gather(leaf), FSDP)
+        # Not `gather` itself: what decides what is kept shall see the constraint.
+        gather.defvjp(lambda x: (jax.lax.with_sharding_constraint(x, there), None), scatter)
+        return gather(leaf)
 
 
 def lay_out(mesh: Mesh, params: Any) -> Layout:
@@ -178,6 +180,12 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 def put_replicated(tree: Any, mesh: Mesh) -> Any:
     """The same tree with every leaf copied to all devices."""
     return jax.device_put(tree, replicated(mesh))
+
+
+def meet(what: str) -> None:
+    """Waits until every process has come here; nothing of one."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 def gather_here(tree: Any) -> Any:

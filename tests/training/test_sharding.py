@@ -79,8 +79,8 @@ def test_fully_sharded_devices_gather_parameters_alone_and_hold_an_eighth(step_o
     assert found["held"] <= found["whole"] / 7
     gathered = [shape for kind, results in found["said"] if kind == "all-gather" for shape in results]
     assert all(is_parameter(shape, found["shapes"]) for shape in gathered), "no activations"
-    # Once on the way there, and at most once on the way back; a gradient is never gathered.
-    assert found["split"] <= len(gathered) <= 2 * found["split"]
+    # Once on the way there, and the kernels of each layer, which are not kept, once on the way back; never a gradient.
+    assert found["split"] + 6 * LAYERS <= len(gathered) <= 2 * found["split"]
     assert {kind for kind, _ in found["said"]} <= {"all-gather", "all-reduce", "reduce-scatter"}
     summed = [shape for kind, results in found["said"] if kind != "all-gather" for shape in results]
     assert all(is_parameter(shape, found["shapes"]) for shape in summed)
