@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from errors import UserError
+from models.attention import Sight, attend, mix, probabilities
 from models.layers import ACTIVATIONS, Array, LayerNorm, LayerScale, Linear, dropout, rotate
 
 
@@ -135,23 +136,32 @@ class Attention(nnx.Module):
         keys, values = (self._split_heads(layer(source)) for layer in (self.key, self.value))
         return Cache(self._rotated(keys, positions).swapaxes(2, 3), values)
 
-    def probabilities(self, asking: Array, keys: Array, visible: Array, positions: Array | None) -> Array:
-        """How much each place looks at each key: float32 [batch, heads, asked, length].
+    def __call__(
+        self,
+        asking: Array,
+        positions: Array | None,
+        seen: Cache,
+        sight: Sight | Array,
+        key: Array | None = None,
+        watched: list[Array] | None = None,
+    ) -> Array:
+        """What is seen, [batch, asked, hidden].
 
         Args:
             asking: [batch, asked, hidden]; `positions` [batch, asked] are theirs.
-            keys: [batch, heads, head_dim, length].
-            visible: Booleans that spread to [batch, heads, asked, length]; every place must see some key.
+            sight: which keys they see, or Booleans that spread to [batch, heads, asked, length].
+            key: draws the dropout of the probabilities.
+            watched: the probabilities, float32 [batch, heads, asked, length], are added to it.
         """
         queries = self._rotated(self._split_heads(self.query(asking)), positions)
         queries = queries * queries.shape[-1] ** -0.5
-        scores = jnp.einsum("bhqd,bhdk->bhqk", queries, keys).astype(jnp.float32)
-        return jax.nn.softmax(jnp.where(visible, scores, -1e30))
-
-    def look(self, probabilities: Array, values: Array, key: Array | None = None) -> Array:
-        """What is seen by these probabilities, [batch, asked, hidden]; `key` draws their dropout."""
-        probabilities = dropout(probabilities.astype(values.dtype), self.config.attention_dropout, key)
-        return self.output(self._join_heads(jnp.einsum("bhqk,bhkd->bhqd", probabilities, values)))
+        rate = self.config.attention_dropout
+        if isinstance(sight, Sight) and watched is None:
+            return self.output(self._join_heads(attend(queries, *seen, sight, rate, key)))
+        looks = probabilities(queries, seen.keys, sight.visible() if isinstance(sight, Sight) else sight)
+        if watched is not None:
+            watched.append(looks)
+        return self.output(self._join_heads(mix(looks, seen.values, rate, key)))
 
     def _rotated(self, heads: Array, positions: Array | None) -> Array:
         return rotate(heads, positions) if self.config.position == "rope" and positions is not None else heads
@@ -202,33 +212,30 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Array,
-        visible: Array,
+        sight: Sight,
         positions: Array,
         key: Array | None = None,
         places: Array | None = None,
         memory: Cache | None = None,
-        memory_visible: Array | None = None,
+        memory_sight: Sight | None = None,
         watched: Watched | None = None,
     ) -> Array:
         """[batch, length, hidden] to the same, or to [batch, asked, hidden] at `places` [batch, asked] alone.
 
         Args:
-            visible: which of the row's places each of them (or of `places`) sees; `memory_visible`: which of memory's.
+            sight: which of the row's places each of them (or of `places`) sees; `memory_sight`: which of memory's.
             watched: the probabilities of the attentions are added to it.
         """
         keys = [None] * 5 if key is None else [jax.random.fold_in(key, i) for i in range(5)]
 
         def attend(x: Array) -> Array:
-            seen, values = self.attention.keys_and_values(x, positions)
+            seen = self.attention.keys_and_values(x, positions)
             asking, at = _take(x, places), _take(positions, places)
-            probabilities = self.attention.probabilities(asking, seen, visible, at)
-            if watched is not None:
-                watched["self"].append(probabilities)
-            return self.attention.look(probabilities, values, keys[0])
+            return self.attention(asking, at, seen, sight, keys[0], None if watched is None else watched["self"])
 
         x = self._add(attend, x, self.attention_norm, self.attention_scale, keys[1], places)
         if memory is not None:
-            x = self._look_across(x, memory, memory_visible, keys[3:], watched)
+            x = self._look_across(x, memory, memory_sight, keys[3:], watched)
         return self._add(self.mlp, x, self.mlp_norm, self.mlp_scale, keys[2])
 
     def advance(
@@ -252,7 +259,7 @@ class Block(nnx.Module):
         def attend(x: Array) -> Array:
             nonlocal cache
             cache = cache.written(self.attention.keys_and_values(x, positions), slot)
-            return self.attention.look(self.attention.probabilities(x, cache.keys, visible, positions), cache.values)
+            return self.attention(x, positions, cache, visible)
 
         x = self._add(attend, x, self.attention_norm, self.attention_scale)
         if memory is not None:
@@ -268,19 +275,16 @@ class Block(nnx.Module):
         self,
         x: Array,
         memory: Cache,
-        visible: Array | None,
+        sight: Sight | Array | None,
         keys: Sequence[Array | None] = (None, None),
         watched: Watched | None = None,
     ) -> Array:
         """x [batch, asked, hidden] with what it sees of the memory; the keys draw both dropouts."""
-        assert self.cross_attention is not None and self.cross_norm is not None and visible is not None
+        assert self.cross_attention is not None and self.cross_norm is not None and sight is not None
         attention = self.cross_attention
 
         def cross(x: Array) -> Array:
-            probabilities = attention.probabilities(x, memory.keys, visible, None)
-            if watched is not None:
-                watched["cross"].append(probabilities)
-            return attention.look(probabilities, memory.values, keys[0])
+            return attention(x, None, memory, sight, keys[0], None if watched is None else watched["cross"])
 
         return self._add(cross, x, self.cross_norm, self.cross_scale, keys[1])
 
@@ -338,16 +342,12 @@ class Stack(nnx.Module):
 
         def apply(layer: Block, x: Array, i: Array | int, asked: Array | None = None) -> Array:
             segments = _take(segment_ids, asked)
-            # Padding is a segment too (0) and sees itself, so that no row of the softmax is empty.
-            visible = _alike(segments, segment_ids)
-            if self.causal:
-                number = jnp.arange(segment_ids.shape[1])
-                at = number[None] if asked is None else asked
-                visible &= (at[:, :, None] >= number)[:, None]
+            numbers = jnp.arange(segment_ids.shape[1])[None] if asked is None else asked
+            sight = Sight(segments, segment_ids, numbers if self.causal else None)
             across = None if memory is None else layer.remember(memory.hidden)
-            there = None if memory is None else _alike(segments, memory.segment_ids)
+            there = None if memory is None else Sight(segments, memory.segment_ids)
             layer_key = None if key is None else jax.random.fold_in(key, i)
-            return layer(x, visible, positions, layer_key, asked, across, there, watched)
+            return layer(x, sight, positions, layer_key, asked, across, there, watched)
 
         def run(layer: Block, *given: Any) -> Array:
             if self.remat == "none" or watched is not None:
@@ -407,11 +407,6 @@ def _scan(run: Callable[..., Array], layers: Sequence[Block], x: Array) -> list[
 
     _, outputs = jax.lax.scan(step, x, (stacked, jnp.arange(len(layers))))
     return list(outputs)
-
-
-def _alike(asking: Array, seen: Array) -> Array:
-    """Whether segments [batch, asked] and [batch, length] are the same: [batch, 1, asked, length]."""
-    return asking[:, None, :, None] == seen[:, None, None, :]
 
 
 def _same(x: Array) -> Array:

@@ -13,6 +13,7 @@ from jax.extend import core
 
 from errors import UserError
 from models import MODELS, parameters
+from models.attention import Sight
 from models.layers import sinusoidal_positions
 from models.vit import ViT, ViTConfig, ViTForImageClassification, cut_patches, resize_positions
 from training.rules import paths
@@ -182,25 +183,25 @@ def test_stochastic_depth_passes_over_whole_rows_and_scales_the_others():
     assert [layer.passed_over for layer in layers] == [0, 0.25, 0.5]
     draw = np.random.default_rng(0)
     x = jnp.asarray(draw.normal(size=(64, 5, 16)), jnp.float32)
-    visible, positions = jnp.ones((64, 1, 5, 5), bool), jnp.zeros((64, 5), int)
+    positions = jnp.zeros((64, 5), int)
+    sight = Sight(positions, positions)
 
     def attended(layer, x):
         normed = layer.attention_norm(x)
-        keys, values = layer.attention.keys_and_values(normed, positions)
-        return layer.attention.look(layer.attention.probabilities(normed, keys, visible, positions), values)
+        return layer.attention(normed, positions, layer.attention.keys_and_values(normed, positions), sight)
 
     for layer, share in zip(layers, (0, 0.25, 0.5), strict=True):
         outcomes = []
         for attends, computes in itertools.product((0, 1), repeat=2):
             y = x + attends / (1 - share) * attended(layer, x)
             outcomes.append(np.asarray(y + computes / (1 - share) * layer.mlp(layer.mlp_norm(y))))
-        trained = np.asarray(layer(x, visible, positions, jax.random.key(1)))
+        trained = np.asarray(layer(x, sight, positions, jax.random.key(1)))
         distances = np.stack([np.abs(trained - outcome).max((1, 2)) for outcome in outcomes])
         assert distances.min(0).max() < 1e-5, "each row is one of the four"
         happened = np.bincount(distances.argmin(0), minlength=4) / 64
         expected = [share**2, share * (1 - share), share * (1 - share), (1 - share) ** 2]
         np.testing.assert_allclose(happened, expected, atol=0.15 if share else 0)
-        np.testing.assert_allclose(layer(x, visible, positions), attended(layer, x) + x + layer.mlp(
+        np.testing.assert_allclose(layer(x, sight, positions), attended(layer, x) + x + layer.mlp(
             layer.mlp_norm(x + attended(layer, x))), atol=1e-5)  # fmt: skip
 
 
