@@ -116,6 +116,7 @@ LONG = [
 ]
 
 
+@pytest.mark.slow  # tests/test_resume.py looks at the same without a kill, `python -m benchmarks.faults` with many
 def test_200_steps_are_100_steps_a_kill_and_100_more_to_the_bit(smoke, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert train.main([*smoke, *LONG, f"--workdir={whole}"]) == 0

@@ -123,7 +123,7 @@ PHASES = (
 )
 
 
-@pytest.mark.parametrize("stop", [7, 10])
+@pytest.mark.parametrize("stop", [7, pytest.param(10, marks=pytest.mark.slow)])
 def test_phases_thaw_in_turn_and_a_resume_gives_the_same_bits(finetune, pretrained, tmp_path, capsys, stop):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     words = [*finetune, PHASES, "--config.train.checkpoint_every=7"]
@@ -191,6 +191,7 @@ def test_a_head_goes_on_where_the_labels_are_the_same_and_begins_anew_where_not(
     assert "is for other labels, and begins anew" in printed and "new: classifier (2)" in printed
 
 
+@pytest.mark.slow  # of pretraining tests/test_devices.py looks at it on more meshes
 def test_fine_tuning_on_eight_devices_gives_the_losses_and_metrics_of_one(finetune, tmp_path, command):
     import os
 

@@ -64,31 +64,30 @@ def two(smoke, tmp_path):
         process.communicate()
 
 
-def test_a_run_goes_on_with_another_number_of_devices_and_of_processes_and_gives_the_losses_of_one(
-    smoke, tmp_path, command
-):
-    words = [*smoke, "--config.train.log_every=1", "--config.train.steps=30", "--config.train.keep=9"]
-    one, moved = tmp_path / "one", tmp_path / "moved"
-    assert train.main([*words, f"--workdir={one}"]) == 0
-    assert train.main([*words, f"--workdir={moved}"]) == 0
+@pytest.fixture
+def moved(one, tmp_path) -> Path:
+    """The run on one device as it was at step 10."""
+    shutil.copytree(one, tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved" / "checkpoints" / "20")
+    return tmp_path / "moved"
 
-    def lose(behind: int) -> None:
-        for step in Checkpoints(moved / "checkpoints").steps():
-            if step > behind:
-                shutil.rmtree(moved / "checkpoints" / str(step))
 
-    lose(10)
-    done = command(*words, "--config.mesh.data=2", "--config.mesh.fsdp=4", f"--workdir={moved}", env=os.environ | EIGHT)
+def test_a_run_of_one_device_goes_on_with_eight_and_gives_the_same_losses(one, several, moved, command):
+    words = [*several, "--config.mesh.data=2", "--config.mesh.fsdp=4", f"--workdir={moved}"]
+    done = command(*words, env=os.environ | EIGHT)
     assert done.returncode == 0 and "goes on at step 10" in done.stdout, done.stderr
     np.testing.assert_allclose(losses_of(one), losses_of(moved), rtol=1e-5)
-    lose(20)
-    processes = start_two([*words, f"--workdir={moved}"])
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_two_processes_and_then_with_one_and_gives_the_same_losses(one, several, moved):
+    processes = start_two([*several, f"--workdir={moved}"])
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(error for _, error in outputs)
-    assert "goes on at step 20" in outputs[0][0]
+    assert "goes on at step 10" in outputs[0][0]
     np.testing.assert_allclose(losses_of(one), losses_of(moved), rtol=1e-5)
-    lose(10)
-    assert train.main([*words, f"--workdir={moved}"]) == 0
+    shutil.rmtree(moved / "checkpoints" / "20")
+    assert train.main([*several, f"--workdir={moved}"]) == 0
     np.testing.assert_allclose(losses_of(one), losses_of(moved), rtol=1e-5)
 
 

@@ -71,7 +71,9 @@ def records(run: Path) -> list[tuple]:
     return [(record["step"], record["split"], record["loss"]) for record in found]
 
 
-SLOW = ("batch-norm", "vae")  # as pictures, but for what tests/training/test_frozen_norms.py looks at too
+# What resumes of these have of their own is looked at in test_finetune.py, tests/interop/test_marian.py and
+# tests/training/test_frozen_norms.py as well.
+SLOW = ("fine-tuning", "translation", "pictures", "batch-norm", "vae")
 
 
 @pytest.mark.parametrize(
