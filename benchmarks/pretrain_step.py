@@ -2,8 +2,9 @@
 
     python -m benchmarks.pretrain_step [--experiment=bert_mlm] [--sizes=2x128,4x256,4x512] [--rows=32] [--dropout=0.1]
 
-The step is the one that train.py compiles, on packed rows of `pydocs`; data, log and checkpoints are not in it. One
-JSON object a size (layers × width).
+The step is the one that train.py compiles, on packed rows of `--train`; data, log and checkpoints are not in it. One
+JSON object a size (layers × width). How many tokens a second short texts cost: `--train=FILE --document=line` beside
+whole documents.
 """
 
 import json
@@ -29,6 +30,8 @@ FLAGS |= {
     "norm": "",
     "position": "learned",
     "scan": False,
+    "train": "pydocs",
+    "document": "paragraph",
 }
 
 
@@ -48,6 +51,7 @@ def main(argv: list[str]) -> int:
         config.model.norm, config.model.position = flags["norm"], flags["position"]
         config.model.scan = flags["scan"]
         config.data.tokenizer, config.data.seq_len = f"{tokenizer}:{flags['vocab']}", flags["seq_len"]
+        config.data.train, config.data.document = flags["train"], flags["document"]
         config.train.batch_size, config.dtype = flags["rows"], flags["dtype"]
         told = {name: value for name, value in flags.items() if name != "sizes"}
         where = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
