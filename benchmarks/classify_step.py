@@ -6,14 +6,13 @@ The step is the one that train.py compiles for configs/bert_classify.py:base, on
 embeddings and the lower four layers.
 """
 
-import json
 from typing import Any
 
 from cli import environment  # isort: skip  # noqa: F401  (sets what JAX reads when it starts)
 
-import jax
 
 from benchmarks.bare_step import measure, measure_evaluation, prepare
+from benchmarks.report import tell
 from cli import commandline
 from configs import bert_classify
 from training.phases import FREEZE
@@ -35,8 +34,7 @@ def main(argv: list[str]) -> int:
     bare = prepare(config)
     evaluated = measure_evaluation(bare)  # first: the training takes the state's memory
     result = measure(bare, flags["steps"]) | {"evaluated_examples_per_second": evaluated}
-    where = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
-    print(json.dumps({"benchmark": "classify_step", **flags, **result, **where}))
+    tell("classify_step", [{**flags, **result}])
     return 0
 
 

@@ -6,7 +6,6 @@
 is in the time. One JSON object; the median of --repeats runs after one that compiles.
 """
 
-import json
 import statistics
 import time
 from typing import Any
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from benchmarks.report import tell
 from cli import commandline
 from errors import UserError
 from models.decoding import Choice, Prompt, decode, search_beams
@@ -57,10 +57,8 @@ def main(argv: list[str]) -> int:
         "ms_a_step": round(1e3 * median / flags["new_tokens"], 2),
         "tokens_per_second": round(flags["batch"] * flags["new_tokens"] / median),
         "compile_seconds": round(seconds[0], 1),
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
     }
-    print(json.dumps({"benchmark": "decode", **flags, **result}))
+    tell("decode", [{**flags, **result}])
     return 0
 
 

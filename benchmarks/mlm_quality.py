@@ -7,7 +7,6 @@ then really took, data included, stand in the result. Loss and accuracy are over
 masked tokens, whatever share was masked in training.
 """
 
-import json
 import time
 from typing import Any
 
@@ -16,6 +15,7 @@ from cli import environment  # isort: skip  # noqa: F401  (sets what JAX reads w
 import jax
 
 from benchmarks.bare_step import prepare
+from benchmarks.report import tell
 from cli import commandline
 from configs import bert_mlm
 from data.pipeline import eval_batches
@@ -44,16 +44,13 @@ def main(argv: list[str]) -> int:
     held_out = (bare.put(batch) for batch in eval_batches(bare.task.rows("valid"), config.train.batch_size))
     values = bare.task.metrics(*evaluate(jax.jit(make_eval_step(bare.run.evaluate)), state, held_out))
     result = {
-        "benchmark": "mlm_quality",
         **flags,
         "seconds": round(seconds, 1),
         "steps": config.train.steps,
         "tokens": config.train.steps * config.train.batch_size * config.data.seq_len,
         **{name: round(value, 4) for name, value in values.items()},
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
     }
-    print(json.dumps(result))
+    tell("mlm_quality", [result])
     return 0
 
 

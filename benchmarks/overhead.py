@@ -9,7 +9,6 @@ the two, so that a machine that changes its speed does not count. What the histo
 nothing goes on beside them, and the checksums alone, is told as well.
 """
 
-import json
 import statistics
 import tempfile
 import time
@@ -21,6 +20,7 @@ from cli import environment  # isort: skip  # noqa: F401  (sets what JAX reads w
 import jax
 
 from benchmarks.bare_step import prepare
+from benchmarks.report import tell
 from cli import commandline
 from configs import bert_mlm
 from training import manifest
@@ -81,7 +81,6 @@ def main(argv: list[str]) -> int:
     ratios = sorted(whole / without for whole, without in zip(seconds["whole"], seconds["bare"], strict=True))
     bare_block = sum(seconds["bare"]) / flags["blocks"]
     result = {
-        "benchmark": "overhead",
         **flags,
         "overhead": round(sum(seconds["whole"]) / sum(seconds["bare"]) - 1, 4),
         "overhead_median_block": round(statistics.median(ratios) - 1, 4),
@@ -90,10 +89,8 @@ def main(argv: list[str]) -> int:
         "checksum_ms": round(1e3 * statistics.median(checksums), 1),
         "checksum_share": round(statistics.median(checksums) / BLOCKS_A_CHECKPOINT / bare_block, 5),
         "step_ms": round(1e3 * bare_block / flags["steps"], 1),
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
     }
-    print(json.dumps(result))
+    tell("overhead", [result])
     return 0
 
 

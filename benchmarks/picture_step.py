@@ -6,7 +6,6 @@
 is the one that train.py compiles; `input_ms` is what making a batch takes beside it, on one core. One JSON object.
 """
 
-import json
 import statistics
 import tempfile
 import time
@@ -15,10 +14,10 @@ from typing import Any
 
 from cli import environment  # isort: skip  # noqa: F401  (sets what JAX reads when it starts)
 
-import jax
 import numpy as np
 
 from benchmarks.bare_step import measure, prepare
+from benchmarks.report import tell
 from cli import commandline
 from configs import vit_classify
 from errors import UserError
@@ -53,8 +52,7 @@ def main(argv: list[str]) -> int:
             rows.load(chosen, np.full(len(chosen), i))
             seconds.append(time.perf_counter() - start)
     measured["input_ms"] = round(1e3 * statistics.median(seconds), 2)
-    where = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
-    print(json.dumps({"benchmark": "picture_step", **flags, **measured, **where}))
+    tell("picture_step", [{**flags, **measured}])
     return 0
 
 

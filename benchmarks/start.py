@@ -5,7 +5,6 @@
 Each start is a process of its own in a fresh workdir; the clock runs from its launch to the record of its first step.
 """
 
-import json
 import os
 import statistics
 import subprocess
@@ -14,6 +13,7 @@ import tempfile
 import time
 from typing import Any
 
+from benchmarks.report import tell
 from cli import commandline
 
 FLAGS: dict[str, Any] = {"config": "configs/bert_mlm.py", "repeats": 3}
@@ -24,13 +24,12 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         seconds = [_start(flags["config"], folder, number) for number in range(1 + flags["repeats"])]
     result = {
-        "benchmark": "start",
         **flags,
         "first_start_seconds": round(seconds[0], 1),
         "second_start_seconds": round(statistics.median(seconds[1:]), 1),
         "second_start_range": [round(min(seconds[1:]), 1), round(max(seconds[1:]), 1)],
     }
-    print(json.dumps(result))
+    tell("start", [result])
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks run and print JSON; how fast they are is not tested. Minutes, so only with `-m slow`."""
+"""The benchmarks run and print JSON and a table; how fast they are is not tested. Minutes, so only with `-m slow`."""
 
 import json
 
@@ -21,12 +21,15 @@ SMALL = ["--vocab=512", "--rows=4", "--seq_len=32", "--steps=2"]
     ],
     ids=lambda words: words[0],
 )
-def test_a_benchmark_prints_one_json_object_a_line(command, corpus, labelled, pretrained, words):
+def test_a_benchmark_prints_one_json_object_a_line_and_one_table(command, corpus, labelled, pretrained, words):
     files = {"corpus": corpus, "labelled": labelled, "pretrained": pretrained}
     done = command("-m", *(word.format(**files) for word in words))
     assert done.returncode == 0, done.stderr
-    results = [json.loads(line) for line in done.stdout.splitlines()]
+    objects, table = done.stdout.strip().split("\n\n")
+    results = [json.loads(line) for line in objects.splitlines()]
     assert results and all(result["benchmark"] == words[0].split(".")[1] for result in results)
+    assert {line.count("|") for line in table.splitlines()} == {len(results) + 2}
+    assert len(table.splitlines()) == len(results[0]) + 1
 
 
 def test_curves_are_drawn_from_the_records_of_runs(command, tmp_path):
