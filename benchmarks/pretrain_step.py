@@ -12,7 +12,6 @@ from typing import Any
 
 from cli import environment  # isort: skip  # noqa: F401  (sets what JAX reads when it starts)
 
-
 from benchmarks.bare_step import measure, prepare
 from benchmarks.report import tell
 from cli import commandline

@@ -228,12 +228,12 @@ class Block(nnx.Module):
         """
         keys = [None] * 5 if key is None else [jax.random.fold_in(key, i) for i in range(5)]
 
-        def attend(x: Array) -> Array:
+        def look(x: Array) -> Array:
             seen = self.attention.keys_and_values(x, positions)
             asking, at = _take(x, places), _take(positions, places)
             return self.attention(asking, at, seen, sight, keys[0], None if watched is None else watched["self"])
 
-        x = self._add(attend, x, self.attention_norm, self.attention_scale, keys[1], places)
+        x = self._add(look, x, self.attention_norm, self.attention_scale, keys[1], places)
         if memory is not None:
             x = self._look_across(x, memory, memory_sight, keys[3:], watched)
         return self._add(self.mlp, x, self.mlp_norm, self.mlp_scale, keys[2])
@@ -256,12 +256,12 @@ class Block(nnx.Module):
             memory: keys and values of the cross-attention.
         """
 
-        def attend(x: Array) -> Array:
+        def look(x: Array) -> Array:
             nonlocal cache
             cache = cache.written(self.attention.keys_and_values(x, positions), slot)
             return self.attention(x, positions, cache, visible)
 
-        x = self._add(attend, x, self.attention_norm, self.attention_scale)
+        x = self._add(look, x, self.attention_norm, self.attention_scale)
         if memory is not None:
             x = self._look_across(x, memory, memory_visible)
         return self._add(self.mlp, x, self.mlp_norm, self.mlp_scale), cache
