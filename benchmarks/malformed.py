@@ -52,9 +52,12 @@ def try_all(only: str = "", limit: int = 0, seconds: float = 5.0) -> list[bool]:
 
         def judge(item: tuple[str, Words]) -> bool:
             name, words = item
-            started = time.perf_counter()
-            done = run(words, environment)
-            took = time.perf_counter() - started
+            took = float("inf")
+            for _ in range(2):  # a machine that was busy with something else gets a second chance
+                if took > seconds:
+                    started = time.perf_counter()
+                    done = run(words, environment)
+                    took = time.perf_counter() - started
             lines = done.stderr.strip().splitlines()
             good = done.returncode == 2 and 1 <= len(lines) <= 3 and "Traceback" not in done.stderr
             quick = took <= seconds
