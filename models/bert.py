@@ -7,12 +7,11 @@ Equal to transformers' BertModel, BertForMaskedLM and BertForSequenceClassificat
 import dataclasses
 from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from errors import UserError
-from models.layers import ACTIVATIONS, Array, Embedding, LayerNorm, Linear, WordsAndPositions, dropout
+from models.layers import ACTIVATIONS, Array, Embedding, LayerNorm, Linear, WordsAndPositions, dropout, split_key
 from models.transformer import Stack, TransformerConfig, encoder_flops
 from models.vocabulary import vocabulary_cross_entropy, vocabulary_logits
 
@@ -78,7 +77,7 @@ class Bert(nnx.Module):
         Args:
             places: [batch, asked]; the last array is then [batch, asked, hidden], of these places alone.
         """
-        keys = [None] * 2 if key is None else [jax.random.fold_in(key, i) for i in range(2)]
+        keys = split_key(key, 2)
         x = self.embeddings(batch, self.dtype, keys[0])
         return self.encoder(x, batch["segment_ids"], batch["positions"], keys[1], places)
 
@@ -147,7 +146,7 @@ class BertForSequenceClassification(Bert):
 
     def __call__(self, batch: Mapping[str, Array], first_positions: Array, key: Array | None = None) -> Array:
         """Logits [batch, texts, num_labels], float32, of the texts that begin at `first_positions` [batch, texts]."""
-        keys = [None] * 2 if key is None else [jax.random.fold_in(key, i) for i in range(2)]
+        keys = split_key(key, 2)
         first = self.hidden_states(batch, keys[0], first_positions)[-1]
         return self.classifier(dropout(self.pooled(first), self.config.dropout, keys[1])).astype(jnp.float32)
 

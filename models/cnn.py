@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.layers import ACTIVATIONS, Array, Linear, add_bias, dropout
+from models.layers import ACTIVATIONS, Array, Linear, add_bias, dropout, split_key
 from models.mlp import MlpConfig, TextClassifier, max_of_texts
 
 
@@ -136,9 +136,10 @@ class ImageEncoder(nnx.Module):
         self.layers = nnx.List([ImageConvolution(stage.inputs, stage.outputs, rngs) for stage in _stages(config)])
 
     def __call__(self, x: Array, key: Array | None = None) -> Array:
+        keys = split_key(key, len(self.layers))
         for i, layer in enumerate(self.layers):
             if i > 0:
-                x = dropout(_halved(x), self.dropout, None if key is None else jax.random.fold_in(key, i))
+                x = dropout(_halved(x), self.dropout, keys[i])
             x = ACTIVATIONS[self.activation](layer(x))
         return x.mean((1, 2), dtype=jnp.float32).astype(x.dtype)
 
@@ -169,7 +170,7 @@ class CnnForImageClassification(nnx.Module):
 
     def __call__(self, images: Array, key: Array | None = None) -> Array:
         """Logits [batch, num_labels], float32, of normalised `images` [batch, image_size, image_size, channels]."""
-        keys = [None] * 2 if key is None else [jax.random.fold_in(key, i) for i in range(2)]
+        keys = split_key(key, 2)
         features = dropout(self.features(images, keys[0]), self.config.dropout, keys[1])
         return self.classifier(features).astype(jnp.float32)
 

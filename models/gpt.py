@@ -6,12 +6,11 @@ Equal to transformers' GPT2LMHeadModel on the same weights; `norm`, `position` a
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from errors import UserError
-from models.layers import Array, WordsAndPositions, dropout
+from models.layers import Array, WordsAndPositions, dropout, split_key
 from models.transformer import Cache, Stack, TransformerConfig, Watched, encoder_flops
 from models.vocabulary import make_logits, vocabulary_cross_entropy
 
@@ -62,7 +61,7 @@ class GptForCausalLM(nnx.Module):
         Args:
             watched: the attention probabilities of each layer are added to it.
         """
-        keys = [None] * 2 if key is None else [jax.random.fold_in(key, i) for i in range(2)]
+        keys = split_key(key, 2)
         x = self.embeddings.summed(batch["tokens"], batch["positions"], self.dtype)
         x = dropout(x, self.config.dropout, keys[0])
         return self.decoder(x, batch["segment_ids"], batch["positions"], keys[1], watched=watched)

@@ -163,6 +163,11 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def split_key(key: Array | None, count: int) -> list[Array | None]:
+    """A key for each of `count` uses, or as many None. One draw: each is a loop of its own in a program on the CPU."""
+    return [None] * count if key is None else list(jax.random.split(key, count))
+
+
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
     """Sets a share `rate` of `x` to zero and scales the rest by 1 / (1 - rate); `key=None` leaves `x` as it is.
 

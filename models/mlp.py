@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from errors import UserError
-from models.layers import ACTIVATIONS, Array, Embedding, Linear, dropout
+from models.layers import ACTIVATIONS, Array, Embedding, Linear, dropout, split_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +107,9 @@ class TextLayers(nnx.Module):
     def __call__(self, x: Array, segment_ids: Array, key: Array | None = None) -> list[Array]:
         """The input and each layer's output."""
         states = [x]
-        for i, layer in enumerate(self.layers):
-            layer_key = None if key is None or i == 0 else jax.random.fold_in(key, i)
+        # The input has had its dropout with the embeddings.
+        keys = [None, *split_key(key, len(self.layers) - 1)]
+        for layer, layer_key in zip(self.layers, keys, strict=True):
             states.append(layer(dropout(states[-1], self.dropout, layer_key), segment_ids))
         return states
 
@@ -141,13 +142,13 @@ class TextClassifier(nnx.Module):
 
     def hidden_states(self, batch: Mapping[str, Array], key: Array | None = None) -> list[Array]:
         """The embeddings [batch, length, words] and the output of each layer [batch, length, width]."""
-        keys = [None] * 2 if key is None else [jax.random.fold_in(key, i) for i in range(2)]
+        keys = split_key(key, 2)
         words = self.embeddings(batch["tokens"], self.dtype, keys[0])
         return self.encoder(words, batch["segment_ids"], keys[1])
 
     def __call__(self, batch: Mapping[str, Array], first_positions: Array, key: Array | None = None) -> Array:
         """Logits [batch, texts, num_labels], float32, of the texts that begin at `first_positions` [batch, texts]."""
-        keys = [None] * 2 if key is None else [jax.random.fold_in(key, i) for i in range(2)]
+        keys = split_key(key, 2)
         hidden = self.hidden_states(batch, keys[0])[-1]
         texts = self._pooled(hidden, batch["segment_ids"], first_positions)
         return self.classifier(dropout(texts, self.config.dropout, keys[1])).astype(jnp.float32)
@@ -168,8 +169,7 @@ class HiddenLayers(nnx.Module):
         self.layers = nnx.List([Linear(size, width, stddev=math.sqrt(2 / size), rngs=rngs) for size in sizes])
 
     def __call__(self, x: Array, key: Array | None = None) -> Array:
-        for i, layer in enumerate(self.layers):
-            layer_key = None if key is None else jax.random.fold_in(key, i)
+        for layer, layer_key in zip(self.layers, split_key(key, len(self.layers)), strict=True):
             x = dropout(ACTIVATIONS[self.activation](layer(x)), self.dropout, layer_key)
         return x
 
@@ -201,7 +201,7 @@ class MlpForSequenceClassification(nnx.Module):
 
     def __call__(self, batch: Mapping[str, Array], first_positions: Array, key: Array | None = None) -> Array:
         """Logits [batch, texts, num_labels], float32, of the texts that begin at `first_positions` [batch, texts]."""
-        keys = [None] * 2 if key is None else [jax.random.fold_in(key, i) for i in range(2)]
+        keys = split_key(key, 2)
         (words,) = self.hidden_states(batch, keys[0])
         means = mean_of_texts(words, batch["segment_ids"], first_positions.shape[1])
         return self.classifier(self.encoder(means, keys[1])).astype(jnp.float32)

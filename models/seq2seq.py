@@ -7,12 +7,11 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from errors import UserError
-from models.layers import Array, Embedding, WordsAndPositions, dropout
+from models.layers import Array, Embedding, WordsAndPositions, dropout, split_key
 from models.transformer import Cache, Memory, Stack, TransformerConfig, Watched, decoder_flops, encoder_flops
 from models.vocabulary import make_logits, vocabulary_cross_entropy
 
@@ -79,7 +78,7 @@ class Seq2Seq(nnx.Module):
 
     def encode(self, batch: Mapping[str, Array], key: Array | None = None) -> list[Array]:
         """The source's embeddings and the output of each layer of the encoder, [batch, source length, hidden]."""
-        keys = [None] * 2 if key is None else [jax.random.fold_in(key, i) for i in range(2)]
+        keys = split_key(key, 2)
         positions = batch["source_positions"]
         x = self.embeddings(batch["source_tokens"], positions, self.dtype, keys[0])
         return self.encoder(x, batch["source_segment_ids"], positions, keys[1])
@@ -92,7 +91,7 @@ class Seq2Seq(nnx.Module):
         Args:
             watched: the attention probabilities of each of the decoder's layers are added to it.
         """
-        keys = [None] * 3 if key is None else [jax.random.fold_in(key, i) for i in range(3)]
+        keys = split_key(key, 3)
         memory = Memory(self.encode(batch, keys[0])[-1], batch["source_segment_ids"])
         positions = batch["target_positions"]
         x = self._of_target(batch["target_tokens"], positions, self.dtype, keys[1])

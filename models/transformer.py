@@ -16,7 +16,7 @@ from flax import nnx
 
 from errors import UserError
 from models.attention import Sight, attend, mix, probabilities
-from models.layers import ACTIVATIONS, Array, LayerNorm, LayerScale, Linear, dropout, rotate
+from models.layers import ACTIVATIONS, Array, LayerNorm, LayerScale, Linear, dropout, rotate, split_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +226,7 @@ class Block(nnx.Module):
             sight: which of the row's places each of them (or of `places`) sees; `memory_sight`: which of memory's.
             watched: the probabilities of the attentions are added to it.
         """
-        keys = [None] * 5 if key is None else [jax.random.fold_in(key, i) for i in range(5)]
+        keys = split_key(key, 5)
 
         def look(x: Array) -> Array:
             seen = self.attention.keys_and_values(x, positions)
@@ -340,14 +340,13 @@ class Stack(nnx.Module):
             watched: the attention probabilities of each layer are added to it.
         """
 
-        def apply(layer: Block, x: Array, i: Array | int, asked: Array | None = None) -> Array:
+        def apply(layer: Block, x: Array, key: Array | None, asked: Array | None = None) -> Array:
             segments = _take(segment_ids, asked)
             numbers = jnp.arange(segment_ids.shape[1])[None] if asked is None else asked
             sight = Sight(segments, segment_ids, numbers if self.causal else None)
             across = None if memory is None else layer.remember(memory.hidden)
             there = None if memory is None else Sight(segments, memory.segment_ids)
-            layer_key = None if key is None else jax.random.fold_in(key, i)
-            return layer(x, sight, positions, layer_key, asked, across, there, watched)
+            return layer(x, sight, positions, key, asked, across, there, watched)
 
         def run(layer: Block, *given: Any) -> Array:
             if self.remat == "none" or watched is not None:
@@ -355,12 +354,13 @@ class Stack(nnx.Module):
             return jax.checkpoint(functools.partial(apply, layer), policy=REMAT[self.remat])(*given)
 
         states, layers = [x], list(self.layers)
+        keys = split_key(key, len(layers))
         # The last one is not like the others where it is asked at some places alone.
         alike = len(layers) - (places is not None) if self.scan and watched is None else 0
         if alike > 1:
-            states += _scan(run, layers[:alike], x)
+            states += _scan(run, layers[:alike], x, keys[:alike])
         for i, layer in list(enumerate(layers))[len(states) - 1 :]:
-            states.append(run(layer, states[-1], i, places if i == len(layers) - 1 else None))
+            states.append(run(layer, states[-1], keys[i], places if i == len(layers) - 1 else None))
         if self.norm is not None:
             states[-1] = self.norm(states[-1])
         return states
@@ -395,17 +395,18 @@ def empty_caches(config: TransformerConfig, batch: int, slots: int, dtype: jnp.d
     return [Cache(jnp.zeros(keys, dtype), jnp.zeros(values, dtype)) for _ in range(config.num_layers)]
 
 
-def _scan(run: Callable[..., Array], layers: Sequence[Block], x: Array) -> list[Array]:
-    """The output of each of these layers, `run(layer, x, i)`, one behind the other in a loop of one program."""
+def _scan(run: Callable[..., Array], layers: Sequence[Block], x: Array, keys: Sequence[Array | None]) -> list[Array]:
+    """The output of each of these layers, `run(layer, x, keys[i])`, one behind the other in a loop of one program."""
     graphdef = nnx.split(layers[0])[0]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(nnx.split(layer)[1] for layer in layers))
+    states = [nnx.split(layer)[1] for layer in layers]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *zip(states, keys, strict=True))
 
-    def step(x: Array, numbered: tuple[Any, Array]) -> tuple[Array, Array]:
-        state, i = numbered
-        x = run(nnx.merge(graphdef, state), x, i)
+    def step(x: Array, own: tuple[Any, Array | None]) -> tuple[Array, Array]:
+        state, key = own
+        x = run(nnx.merge(graphdef, state), x, key)
         return x, x
 
-    _, outputs = jax.lax.scan(step, x, (stacked, jnp.arange(len(layers))))
+    _, outputs = jax.lax.scan(step, x, stacked)
     return list(outputs)
 
 

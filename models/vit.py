@@ -6,13 +6,12 @@ scale and the encoder's other options are there for ablations.
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from errors import UserError
-from models.layers import Array, Embedding, Linear, dropout, sinusoidal_positions
+from models.layers import Array, Embedding, Linear, dropout, sinusoidal_positions, split_key
 from models.transformer import Stack, TransformerConfig, encoder_flops
 
 
@@ -94,7 +93,7 @@ class ViT(nnx.Module):
         Args:
             places: [batch, asked]; the last array is then [batch, asked, hidden], of these places alone.
         """
-        keys = [None] * 2 if key is None else [jax.random.fold_in(key, i) for i in range(2)]
+        keys = split_key(key, 2)
         x = dropout(self.embeddings(images.astype(self.dtype)), self.config.dropout, keys[0])
         one_picture = jnp.ones(x.shape[:2], jnp.int32)
         positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
