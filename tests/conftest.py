@@ -71,6 +71,20 @@ def command() -> Callable[..., subprocess.CompletedProcess]:
 
 
 @pytest.fixture(scope="session")
+def simulated() -> Callable[[int], dict[str, str]]:
+    """`simulated(8)`: variables for a process that is to take the processor for so many devices.
+
+    They compute nothing ahead: on two cores their threads would sometimes keep each other waiting for too long.
+    """
+
+    def variables(count: int) -> dict[str, str]:
+        flags = f"--xla_force_host_platform_device_count={count}"
+        return {"XLA_FLAGS": flags, "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false"}
+
+    return variables
+
+
+@pytest.fixture(scope="session")
 def labelled(tmp_path_factory) -> Path:
     """A csv file, `text` and `label`, of 240 sentences; the label follows from the verb."""
     watching = ("sees", "finds", "remembers", "follows", "guards")

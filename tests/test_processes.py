@@ -17,7 +17,6 @@ import train
 from training.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parent.parent
-EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false"}
 ENDLESS = ["--config.train.steps=1000000", "--config.train.eval_every=0"]
 
 
@@ -72,9 +71,9 @@ def moved(one, tmp_path) -> Path:
     return tmp_path / "moved"
 
 
-def test_a_run_of_one_device_goes_on_with_eight_and_gives_the_same_losses(one, several, moved, command):
+def test_a_run_of_one_device_goes_on_with_eight_and_gives_the_same_losses(one, several, moved, command, simulated):
     words = [*several, "--config.mesh.data=2", "--config.mesh.fsdp=4", f"--workdir={moved}"]
-    done = command(*words, env=os.environ | EIGHT)
+    done = command(*words, env=os.environ | simulated(8))
     assert done.returncode == 0 and "goes on at step 10" in done.stdout, done.stderr
     np.testing.assert_allclose(losses_of(one), losses_of(moved), rtol=1e-5)
 
@@ -96,11 +95,10 @@ def test_a_run_goes_on_with_two_processes_and_then_with_one_and_gives_the_same_l
     [(1, []), pytest.param(4, ["--config.mesh.data=1", "--config.mesh.fsdp=8"], marks=pytest.mark.slow)],
 )
 def test_two_processes_as_on_two_hosts_give_the_losses_of_one_and_only_the_first_writes(
-    one, several, tmp_path, count, mesh
+    one, several, tmp_path, count, mesh, simulated
 ):
     two = tmp_path / "two"
-    flags = f"--xla_force_host_platform_device_count={count}"
-    processes = start_two([*several, *mesh, f"--workdir={two}"], **(EIGHT | {"XLA_FLAGS": flags}))
+    processes = start_two([*several, *mesh, f"--workdir={two}"], **simulated(count))
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(error for _, error in outputs)
     assert f"{2 * count} × cpu" in outputs[0][0] and "step" not in outputs[1][0]

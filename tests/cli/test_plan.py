@@ -8,8 +8,6 @@ import pytest
 import train
 from errors import UserError
 
-EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false"}
-
 
 def test_a_dry_run_tells_parameters_memory_operations_and_examples_and_writes_nothing(smoke, tmp_path, capsys):
     words = ["--config.optimizer.rules=(('embeddings/.*','freeze'),('mlm_head/.*',0.5),('.*',1.0))"]
@@ -36,15 +34,15 @@ def test_a_dry_run_of_a_run_that_is_there_changes_nothing_in_it(smoke, tmp_path)
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.name != ".lock"}
 
 
-def test_on_several_devices_it_tells_splits_communication_and_what_an_axis_does_not_divide(smoke, command):
+def test_on_several_devices_it_tells_splits_communication_and_what_an_axis_does_not_divide(smoke, command, simulated):
     words = ["--config.mesh.data=1", "--config.mesh.fsdp=8", "--config.model.hidden_size=40", "--dry_run"]
-    done = command(*smoke, *words, env=os.environ | EIGHT)
+    done = command(*smoke, *words, env=os.environ | simulated(8))
     assert done.returncode == 0, done.stderr
     assert "8 × cpu · processes: 1 · mesh: data 1 × fsdp 8 × tensor 1" in done.stdout
     assert re.search(r"embeddings/word/embedding +\[128, 40\] +float32 +fsdp, -", done.stdout)
     assert re.search(r"communication: \d+ × all-gather", done.stdout)
     odd = [*words[:2], "--config.model.hidden_size=36", "--config.model.num_heads=2", "--dry_run"]
-    done = command(*smoke, *odd, env=os.environ | EIGHT)
+    done = command(*smoke, *odd, env=os.environ | simulated(8))
     assert re.search(r"whole along fsdp, whose 8 divides none of their dimensions: .*\[36", done.stdout)
 
 

@@ -1,6 +1,7 @@
 """Attention of long rows in blocks: what the whole square gives, in memory that does not grow with it."""
 
 import itertools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -29,18 +30,24 @@ def segments(rows: int, length: int) -> np.ndarray:
     return np.stack([np.concatenate([np.sort(draw.integers(1, 4, length - 2)), [0, 0]]) for _ in range(rows)])
 
 
-@pytest.mark.parametrize("causal, length", [*itertools.product((False, True), (12, 20))])
-def test_blocks_give_the_numbers_and_gradients_of_a_loop_over_places(short, causal, length):
-    queries, keys, values = drawn(2, 3, length, 4), drawn(2, 3, 4, length, seed=1), drawn(2, 3, length, 4, seed=2)
-    documents = segments(2, length)
-    sight = Sight(jnp.asarray(documents), jnp.asarray(documents), jnp.arange(length)[None] if causal else None)
+@pytest.mark.parametrize(
+    ("asked", "length", "causal"),
+    [(12, 12, False), (12, 12, True), (20, 20, False), (20, 20, True), (14, 20, False), (20, 9, False)],
+)
+def test_blocks_give_the_numbers_and_gradients_of_a_loop_over_places(short, asked, length, causal):
+    """Also where another row is looked at, of another length, as a decoder looks at its source."""
+    queries, keys, values = drawn(2, 3, asked, 4), drawn(2, 3, 4, length, seed=1), drawn(2, 3, length, 4, seed=2)
+    asking, documents = segments(2, asked), segments(2, length)
+    if asked != length:
+        documents[:, :3] = 1, 2, 3  # every place must have something to look at
+    sight = Sight(jnp.asarray(asking), jnp.asarray(documents), jnp.arange(length)[None] if causal else None)
 
     def loop(queries, keys, values):
         rows = []
         for row in range(2):
             seen = []
-            for place in range(length):
-                alike = np.flatnonzero(documents[row] == documents[row, place])
+            for place in range(asked):
+                alike = np.flatnonzero(documents[row] == asking[row, place])
                 alike = alike[alike <= place] if causal else alike
                 scores = jnp.einsum("hd,hdk->hk", queries[row, :, place], keys[row][:, :, alike])
                 weights = jnp.exp(scores) / jnp.exp(scores).sum(-1, keepdims=True)
@@ -51,7 +58,7 @@ def test_blocks_give_the_numbers_and_gradients_of_a_loop_over_places(short, caus
     def blocks(queries, keys, values):
         return attend(queries, keys, values, sight, 0.1, None)
 
-    weights, given = drawn(2, 3, length, 4, seed=3), (queries, keys, values)
+    weights, given = drawn(2, 3, asked, 4, seed=3), (queries, keys, values)
     np.testing.assert_allclose(jax.jit(blocks)(*given), loop(*given), atol=2e-6)
     ours = jax.jit(jax.grad(lambda *given: (blocks(*given) * weights).sum(), (0, 1, 2)))(*given)
     expected = jax.grad(lambda *given: (loop(*given) * weights).sum(), (0, 1, 2))(*given)
@@ -97,6 +104,33 @@ def test_dropout_in_blocks_has_its_rate_its_scale_its_seed_and_the_same_mask_on_
         assert (looks[:, :, one : one + 6] != looks[:, :, other : other + 6]).mean() > 0.3
     gradient = jax.grad(lambda values: seen(values, 1)[0, 0, :, 0].sum())(values)[0, 0, :, 0]
     np.testing.assert_allclose(gradient, looks[0, 0].sum(0), rtol=1e-5)
+
+
+DEVICES = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from models import attention
+attention.LONGEST, attention.BLOCK = 8, 6
+mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+draw, wide, turned = np.random.default_rng(0), (4, 2, 20, 4), (4, 2, 4, 20)
+given = [jnp.asarray(draw.normal(size=shape), "float32") for shape in (wide, turned, wide)]
+documents = jnp.asarray(np.repeat([[1, 2, 3, 0]], 4, 0).repeat(5, 1))
+def loss(queries, keys, values, documents):
+    sight = attention.Sight(documents, documents, jnp.arange(20)[None])
+    return jnp.square(attention.attend(queries, keys, values, sight, 0.1, jax.random.key(0))).sum()
+there = NamedSharding(mesh, PartitionSpec("data", "tensor")), NamedSharding(mesh, PartitionSpec("data"))
+function = jax.value_and_grad(loss, (0, 1, 2))
+one = jax.jit(function)(*given, documents)
+four = jax.jit(function)(*jax.device_put(given, there[0]), jax.device_put(documents, there[1]))
+for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(four), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+print(len(jax.devices()), {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(four[1])})
+"""
+
+
+def test_blocks_over_devices_with_rows_and_heads_apart_give_what_one_gives(command, simulated):
+    done = command("-c", DEVICES, env=os.environ | simulated(4))
+    assert done.returncode == 0 and done.stdout.split() == ["4", "{4}"], done.stderr
 
 
 def test_short_rows_and_few_places_are_taken_whole():
