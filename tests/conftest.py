@@ -15,9 +15,12 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     # Most of the time goes into compiling programs that then run for milliseconds.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from cli import environment  # noqa: E402, F401  (the settings that every command runs with)
+
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # many tests compile the same small programs
 
 ROOT = Path(__file__).parent.parent
 
