@@ -1,6 +1,7 @@
 """From a pretrained run to a fine-tuned one, as a user types it: what is loaded, frozen, kept, stopped and resumed."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -192,13 +193,10 @@ def test_a_head_goes_on_where_the_labels_are_the_same_and_begins_anew_where_not(
 
 
 @pytest.mark.slow  # of pretraining tests/test_devices.py looks at it on more meshes
-def test_fine_tuning_on_eight_devices_gives_the_losses_and_metrics_of_one(finetune, tmp_path, command):
-    import os
-
+def test_fine_tuning_on_eight_devices_gives_the_losses_and_metrics_of_one(finetune, tmp_path, command, simulated):
     words = [*finetune, "--config.train.log_every=1", "--config.train.steps=10"]
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false"}
     assert train.main([*words, f"--workdir={tmp_path / 'one'}"]) == 0
-    done = command(*words, f"--workdir={tmp_path / 'eight'}", env=os.environ | environment)
+    done = command(*words, f"--workdir={tmp_path / 'eight'}", env=os.environ | simulated(8))
     assert done.returncode == 0 and "8 × cpu" in done.stdout, done.stderr
     for split in ("train", "valid"):
         one, eight = (records_of(tmp_path / name, split) for name in ("one", "eight"))

@@ -92,3 +92,17 @@ def test_half_said_or_misspelt_hosts_are_refused(told):
     done = join(patience=20, **told)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) <= 3 and "JAX_NUM_PROCESSES" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("", "LIBRARY_FUSION_TYPE_REDUCE"), ("--xla_cpu_experimental_ynn_fusion_type=", "")],
+    ids=["not set", "set by the user"],
+)
+def test_xla_leaves_sums_over_rows_to_its_library_unless_the_user_says_otherwise(given, kept):
+    program = "import os; from cli import environment; print(os.environ['XLA_FLAGS'])"
+    variables = os.environ | {"XLA_FLAGS": given}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=variables, capture_output=True, text=True)
+    flags = [flag.partition("=") for flag in done.stdout.split()]
+    assert [value for name, _, value in flags if name == "--xla_cpu_experimental_ynn_fusion_type"] == [kept]
+    assert ("--xla_cpu_copy_insertion_use_region_analysis", "=", "true") in flags

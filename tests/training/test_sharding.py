@@ -3,9 +3,6 @@
 import json
 import math
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import pytest
@@ -14,7 +11,6 @@ from errors import UserError
 from training.communication import Array, Collective, collectives
 from training.sharding import lay_out, make_mesh
 
-ROOT = Path(__file__).parent.parent.parent
 # The step of a pretraining run on a mesh: its collectives, and what a device holds.
 PROGRAM = """
 import json, sys
@@ -42,7 +38,7 @@ LAYERS, BATCH, LENGTH, WIDTH = 2, 24, 32, 64  # no parameter has as many rows as
 
 
 @pytest.fixture
-def step_on(corpus):
+def step_on(corpus, command, simulated):
     """`step_on("fsdp=8", …)`: what PROGRAM prints of a run on such a mesh."""
 
     def compile_step(*mesh: str) -> dict:
@@ -51,10 +47,7 @@ def step_on(corpus):
         words += [f"--config.model.num_layers={LAYERS}", f"--config.model.hidden_size={WIDTH}"]
         words += [f"--config.train.batch_size={BATCH}", "--config.model.num_heads=4"]
         words += [f"--config.mesh.{word}" for word in mesh]
-        flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, *words], cwd=ROOT, env=os.environ | flags, capture_output=True, text=True
-        )
+        done = command("-c", PROGRAM, *words, env=os.environ | simulated(8))
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
